@@ -1,0 +1,1 @@
+"""The HTTP API: an edge. Routers call services and hold no rules."""

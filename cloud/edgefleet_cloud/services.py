@@ -1,0 +1,30 @@
+"""What the hub's edges (API, scheduler, broker link) hold in their hands, opened once at start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgefleet_cloud.database.sessions import Database
+from edgefleet_cloud.settings import Settings
+from edgefleet_cloud.storage import Store
+from edgefleet_cloud.trust.authority import Authority
+from edgefleet_cloud.trust.director import Director
+from edgefleet_cloud.trust.images import ImageRepository
+
+
+@dataclass(frozen=True)
+class Services:
+    """The hub's parts.
+
+    Attributes:
+        clock: the time now, Unix seconds; injected so that tests can move it.
+        wake: run the next round of the scheduler at once instead of after `tick_s`.
+    """
+
+    settings: Settings
+    database: Database
+    store: Store
+    authority: Authority
+    images: ImageRepository
+    director: Director
+    clock: Callable[[], float]
+    wake: Callable[[], None]
