@@ -101,7 +101,7 @@ class Version(Base):
     """One version of a model ("1", "2", …) with everything that describes it.
 
     Attributes:
-        reference, golden: digests of the bundle files shared by all variants.
+        reference: digest of the reference profile, shared by all variants.
         metrics: of the original model on the hold-out rows.
         decision: why it was approved or refused (champion, challenger, interval, who).
     """
@@ -114,7 +114,6 @@ class Version(Base):
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
     state: Mapped[str] = mapped_column(String(16))
     reference: Mapped[str] = mapped_column(String(64))
-    golden: Mapped[str] = mapped_column(String(64))
     metrics: Mapped[Json]
     lineage: Mapped[Json]
     decision: Mapped[Json] = mapped_column(default=dict)

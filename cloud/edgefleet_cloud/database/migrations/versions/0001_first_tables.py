@@ -360,7 +360,6 @@ def upgrade() -> None:
         sa.Column("run_id", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reference", sa.String(length=64), nullable=False),
-        sa.Column("golden", sa.String(length=64), nullable=False),
         sa.Column("metrics", sa.JSON(), nullable=False),
         sa.Column("lineage", sa.JSON(), nullable=False),
         sa.Column("decision", sa.JSON(), nullable=False),
