@@ -1,0 +1,68 @@
+# The two commands of a newcomer are `make demo` and `make test`; both install what they need.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+export UV_HTTP_TIMEOUT ?= 300
+
+PYTHON := .venv/bin/python
+MEMBERS := protocol agent converters cloud
+AGENT_SOURCES := $(shell find protocol agent -name '*.py' -not -path '*/build/*')
+EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
+
+.PHONY: help demo test test-agent-alone lint bench docs api locks clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+.venv/installed: locks/workspace.txt $(addsuffix /pyproject.toml,$(MEMBERS)) scripts/uv.sh
+	uv=$$(scripts/uv.sh) && \
+	  { [ -x $(PYTHON) ] || $$uv venv --quiet --python '>=3.11,<3.14' .venv; } && \
+	  $$uv pip sync --quiet --python $(PYTHON) --require-hashes locks/workspace.txt && \
+	  $$uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation $(EDITABLE)
+	touch $@
+
+# The agent with nothing but its own dependencies: no hub, no TensorFlow, no scikit-learn.
+.venv-agent/installed: locks/agent.txt agent/pyproject.toml protocol/pyproject.toml scripts/uv.sh $(AGENT_SOURCES)
+	rm -rf agent/build protocol/build
+	uv=$$(scripts/uv.sh) && \
+	  { [ -x .venv-agent/bin/python ] || $$uv venv --quiet --python '>=3.11,<3.14' .venv-agent; } && \
+	  $$uv pip sync --quiet --python .venv-agent/bin/python --require-hashes locks/agent.txt && \
+	  $$uv pip install --quiet --python .venv-agent/bin/python --no-deps --reinstall ./protocol ./agent
+	touch $@
+
+demo: .venv/installed  ## the whole loop on 12 devices: train, push, drift, retrain, roll out (5 minutes)
+	$(PYTHON) -m demo
+
+test: .venv/installed test-agent-alone  ## all tests
+	$(PYTHON) -m pytest
+
+test-agent-alone: .venv-agent/installed  ## the agent's tests where only the agent is installed
+	.venv-agent/bin/python scripts/check_agent_alone.py
+	.venv-agent/bin/python -m pytest tests/protocol tests/agent -q
+
+lint: .venv/installed  ## formatting, lint rules with the import bans, strict types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy $(foreach member,$(MEMBERS),$(member)/edgefleet_$(member)) demo
+
+bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON under build/bench/
+	$(PYTHON) -m tests.bench
+
+docs: .venv/installed  ## the documentation as a site under build/site/
+	$(PYTHON) -m mkdocs build --strict --quiet --site-dir build/site
+
+api: .venv/installed  ## write docs/openapi.json from the code
+	.venv/bin/edgefleet openapi > docs/openapi.json
+
+locks: scripts/uv.sh  ## resolve the pins anew (host-neutral, see docs/adr/0001)
+	uv=$$(scripts/uv.sh) && export UV_CUSTOM_COMPILE_COMMAND="make locks" && \
+	  $$uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-package edgefleet-protocol \
+	    --no-emit-package edgefleet-converters --no-annotate --all-extras --group dev \
+	    $(addsuffix /pyproject.toml,$(MEMBERS)) -o locks/workspace.txt && \
+	  $$uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-package edgefleet-protocol --no-annotate --all-extras \
+	    protocol/pyproject.toml agent/pyproject.toml locks/agent-test.in -c locks/workspace.txt \
+	    -o locks/agent.txt
+
+clean:  ## remove what make built
+	rm -rf build .venv .venv-agent .uv
