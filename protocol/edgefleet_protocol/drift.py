@@ -11,46 +11,48 @@ one bin for values that were missing or not finite. Under no drift PSI is about
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefleet_protocol.sketch import INFINITE, MAX_BINS, MISSING, OVER, UNDER, Counts
+from edgefleet_protocol.sketch import INFINITE, MISSING, OVER, UNDER, Counts
 
 BINS = 16
 
 
 def collapse(counts: Counts, reference: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Add up the bins of one feature into at most 16 of about equal reference mass, plus one.
+    """Add up the bins of each feature into at most 16 of about equal reference mass, plus one.
 
     Args:
-        counts: `(68,)` of the sample.
-        reference: `(68,)` of the reference; it alone decides where the 16 bins lie.
+        counts: `(n_features, 68)` of the sample.
+        reference: `(n_features, 68)` of the reference; it alone decides where the 16 bins lie.
 
     Returns:
-        Both as `(k + 1,)` int64, k from 1 to 16; the last element counts missing and infinite
-        values.
+        Both as `(n_features, 17)` int64; the last column counts missing and infinite values. A
+        feature with fewer bins has columns that are 0 on both sides.
         Under-range falls into the first bin and over-range into the last (for a constant feature
         both are bins of their own), so that a sample that leaves the training range moves mass.
     """
     inner = slice(UNDER, OVER + 1)
-    mass = np.cumsum(reference[inner])
-    total = mass[-1]
-    if total == 0:
-        group = np.minimum(np.arange(OVER + 1) * BINS // (MAX_BINS + 2), BINS - 1)
-    else:
-        # A bin belongs to the sixteenth in which its own middle lies.
-        middle = mass - reference[inner] / 2
-        group = np.minimum((middle * BINS / total).astype(np.int64), BINS - 1)
-    _, group = np.unique(group, return_inverse=True)
-    k = int(group.max()) + 1
-    sample_bins = np.bincount(group, weights=counts[inner], minlength=k).astype(np.int64)
-    reference_bins = np.bincount(group, weights=reference[inner], minlength=k).astype(np.int64)
-    sample_lost = counts[MISSING] + counts[INFINITE]
-    reference_lost = reference[MISSING] + reference[INFINITE]
-    return np.append(sample_bins, sample_lost), np.append(reference_bins, reference_lost)
+    width = OVER + 1
+    mass = np.cumsum(reference[:, inner], axis=1)
+    total = mass[:, -1:]
+    # A bin belongs to the sixteenth in which its own middle lies; without any mass, to an equal
+    # share of the bins.
+    middle = np.where(total > 0, mass - reference[:, inner] / 2, np.arange(width))
+    group = np.minimum((middle * BINS / np.where(total > 0, total, width)).astype(int), BINS - 1)
+    slots = (np.arange(len(reference))[:, None] * (BINS + 1) + group).ravel()
+    size = len(reference) * (BINS + 1)
+    both = []
+    for side in (counts, reference):
+        bins = np.bincount(slots, weights=side[:, inner].ravel(), minlength=size)
+        table = bins.astype(np.int64).reshape(-1, BINS + 1)
+        table[:, BINS] = side[:, MISSING] + side[:, INFINITE]
+        both.append(table)
+    return both[0], both[1]
 
 
 def psi(counts: Counts, reference: Counts) -> NDArray[np.float64]:
     """Return the population stability index of each feature on 16 collapsed bins.
 
-    Shares are smoothed by half a count a bin (Jeffreys), so that an empty bin stays finite.
+    Shares are smoothed by half a count a bin (Jeffreys), so that an empty bin stays finite. Bins
+    that are empty on both sides take no part.
 
     Args:
         counts: `(n_features, 68)` of the sample.
@@ -59,12 +61,25 @@ def psi(counts: Counts, reference: Counts) -> NDArray[np.float64]:
     Returns:
         `(n_features,)`; 0 where either side has no rows.
     """
-    return np.array([_psi(*collapse(c, r)) for c, r in zip(counts, reference, strict=True)])
+    sample, base = collapse(counts, reference)
+    used = (sample + base) > 0
+    bins = np.maximum(used.sum(axis=1, keepdims=True), 1)
+    n, m = sample.sum(axis=1, keepdims=True), base.sum(axis=1, keepdims=True)
+    p = (sample + 0.5) / (n + 0.5 * bins)
+    q = (base + 0.5) / (m + 0.5 * bins)
+    index = np.where(used, (p - q) * np.log(p / q), 0.0).sum(axis=1)
+    found: NDArray[np.float64] = np.where((n * m)[:, 0] > 0, index, 0.0)
+    return found
 
 
 def psi_null(counts: Counts, reference: Counts) -> NDArray[np.float64]:
     """Return what PSI is expected to be with no drift: (bins - 1)(1/n + 1/m) for each feature."""
-    return np.array([_null(*collapse(c, r)) for c, r in zip(counts, reference, strict=True)])
+    sample, base = collapse(counts, reference)
+    bins = ((sample + base) > 0).sum(axis=1)
+    n, m = sample.sum(axis=1), base.sum(axis=1)
+    null = (bins - 1) * (1 / np.maximum(n, 1) + 1 / np.maximum(m, 1))
+    expected: NDArray[np.float64] = np.where(n * m > 0, null, 0.0)
+    return expected
 
 
 def ks(counts: Counts, reference: Counts) -> NDArray[np.float64]:
@@ -81,27 +96,3 @@ def ks(counts: Counts, reference: Counts) -> NDArray[np.float64]:
     )
     distance: NDArray[np.float64] = np.where((n * m)[:, 0] > 0, gap.max(axis=1), 0.0)
     return distance
-
-
-def _psi(sample: NDArray[np.int64], base: NDArray[np.int64]) -> float:
-    n, m = int(sample.sum()), int(base.sum())
-    if n == 0 or m == 0:
-        return 0.0
-    sample, base = _drop_empty(sample, base)
-    p = (sample + 0.5) / (n + 0.5 * len(sample))
-    q = (base + 0.5) / (m + 0.5 * len(base))
-    return float(((p - q) * np.log(p / q)).sum())
-
-
-def _null(sample: NDArray[np.int64], base: NDArray[np.int64]) -> float:
-    n, m = int(sample.sum()), int(base.sum())
-    if n == 0 or m == 0:
-        return 0.0
-    return (len(_drop_empty(sample, base)[0]) - 1) * (1 / n + 1 / m)
-
-
-def _drop_empty(
-    sample: NDArray[np.int64], base: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    used = (sample + base) > 0
-    return sample[used], base[used]

@@ -13,6 +13,7 @@ Count layout, one row a feature, `(n_features, 68)` int64: column 0 under-range,
 vocabulary), 66 missing (NaN), 67 infinite. A value equal to the last edge falls in the last bin.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -128,44 +129,103 @@ def numeric_feature(name: str, values: NDArray[np.floating]) -> Feature:
     return Feature(name, edges=[float(edge) for edge in edges])
 
 
-def count_rows(features: list[Feature], rows: NDArray[np.floating]) -> Counts:
-    """Count rows into the bins.
+class Layout:
+    """The bins of a reference profile, prepared for counting and packing many times.
 
     Args:
-        features: as in the reference profile.
-        rows: `(n, n_features)` float32 or float64. A categorical feature holds the index of its
-            category in the vocabulary, any other number for an unknown one, NaN for a missing one.
-
-    Returns:
-        `(n_features, 68)` int64.
+        features: as in the reference profile, in column order.
     """
-    columns = np.asarray(rows, np.float64)
-    if columns.ndim != 2 or columns.shape[1] != len(features):
-        raise MalformedError(f"rows of shape {rows.shape}: expected (n, {len(features)})")
-    counts = np.zeros((len(features), COLUMNS), np.int64)
-    for index, feature in enumerate(features):
-        counts[index] = _count_column(feature, columns[:, index])
-    return counts
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.n_features = len(features)
+        # One row a feature, padded with its last edge to 65: then a value that is over the range
+        # is found at 65, whatever the number of bins. The last edge moves up by one step of
+        # float64, so that a value equal to it stays in the last bin.
+        self._edges = [_padded_edges(feature) for feature in features]
+        self._categorical = [i for i, f in enumerate(features) if f.kind == "categorical"]
+        self._offsets = np.arange(len(features))[:, None] * COLUMNS
+        used = np.zeros((len(features), COLUMNS), np.bool_)
+        for row, feature in zip(used, features, strict=True):
+            row[: feature.bins + 1] = row[OVER:] = True
+        self._used = used
+
+    def count(self, rows: NDArray[np.floating]) -> Counts:
+        """Count rows into the bins.
+
+        Args:
+            rows: `(n, n_features)` float32 or float64. A categorical feature holds the index of
+                its category in the vocabulary, any other number for an unknown one, NaN for a
+                missing one.
+
+        Returns:
+            `(n_features, 68)` int64.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise MalformedError(f"rows of shape {rows.shape}: expected (n, {self.n_features})")
+        columns = np.ascontiguousarray(rows.T, np.float64)
+        index = np.empty(columns.shape, np.int64)
+        for feature, edges in enumerate(self._edges):
+            index[feature] = edges.searchsorted(columns[feature], side="right")
+        for feature in self._categorical:
+            index[feature][index[feature] == UNDER] = OVER
+        finite = np.isfinite(columns)
+        if not finite.all():
+            index[~finite] = np.where(np.isnan(columns[~finite]), MISSING, INFINITE)
+        index += self._offsets
+        flat = np.bincount(index.ravel(), minlength=self.n_features * COLUMNS)
+        return flat.reshape(self.n_features, COLUMNS).astype(np.int64, copy=False)
+
+    def pack(self, counts: Counts) -> bytes:
+        """Return a width byte (1, 2, 4 or 8) and the columns in use, little-endian."""
+        used = counts[self._used]
+        largest = int(used.max(initial=0))
+        width = next(width for width in (1, 2, 4, 8) if largest < 1 << 8 * width)
+        return bytes([width]) + used.astype(f"<u{width}").tobytes()
+
+    def unpack(self, data: bytes) -> Counts:
+        """Return `(n_features, 68)` int64 from `pack`.
+
+        Raises:
+            MalformedError: if the length does not fit the features.
+        """
+        width = data[0] if data else 0
+        expected = int(self._used.sum())
+        if width not in (1, 2, 4, 8) or len(data) != 1 + width * expected:
+            raise MalformedError(
+                f"sketch of {len(data)} bytes, width {width}: expected {expected} counts"
+            )
+        flat = np.frombuffer(data, f"<u{width}", offset=1).astype(np.int64)
+        if flat.size and flat.min() < 0:
+            raise MalformedError("sketch holds a count over 2^63")
+        counts = np.zeros(self._used.shape, np.int64)
+        counts[self._used] = flat
+        return counts
 
 
-def _count_column(feature: Feature, values: NDArray[np.float64]) -> Counts:
-    missing = np.isnan(values)
-    infinite = np.isinf(values)
-    finite = values[~(missing | infinite)]
+def count_rows(features: Sequence[Feature], rows: NDArray[np.floating]) -> Counts:
+    """Count rows once; see `Layout.count`."""
+    return Layout(features).count(np.asarray(rows))
+
+
+def pack_counts(counts: Counts, features: Sequence[Feature]) -> bytes:
+    """Pack counts once; see `Layout.pack`."""
+    return Layout(features).pack(counts)
+
+
+def unpack_counts(data: bytes, features: Sequence[Feature]) -> Counts:
+    """Unpack counts once; see `Layout.unpack`."""
+    return Layout(features).unpack(data)
+
+
+def _padded_edges(feature: Feature) -> NDArray[np.float64]:
     if feature.kind == "categorical":
-        known = (finite >= 0) & (finite < len(feature.vocabulary))
-        columns = np.where(known, finite, OVER - 1).astype(np.int64) + 1
-    elif not feature.edges:
-        columns = np.full(finite.shape, OVER)
+        edges = np.arange(len(feature.vocabulary) + 1, dtype=np.float64)
+    elif feature.edges:
+        edges = np.array(feature.edges)
+        edges[-1] = np.nextafter(edges[-1], np.inf)
     else:
-        edges = np.asarray(feature.edges)
-        columns = np.searchsorted(edges, finite, side="right")
-        columns = np.minimum(columns, feature.bins)
-        columns[finite > edges[-1]] = OVER
-    counts: Counts = np.bincount(columns, minlength=COLUMNS).astype(np.int64)
-    counts[MISSING] += int(missing.sum())
-    counts[INFINITE] += int(infinite.sum())
-    return counts
+        edges = np.array([-np.inf])
+    return np.pad(edges, (0, MAX_BINS + 1 - len(edges)), mode="edge")
 
 
 def moments_of(rows: NDArray[np.floating]) -> Moments:
@@ -202,44 +262,6 @@ def merge_moments(left: Moments, right: Moments) -> Moments:
     low = np.minimum(left[:, 3], right[:, 3])
     high = np.maximum(left[:, 4], right[:, 4])
     return np.stack([n, mean, m2, low, high], axis=1)
-
-
-def pack_counts(counts: Counts, features: list[Feature]) -> bytes:
-    """Return the counts as a width byte (1, 2, 4 or 8) and the columns in use, little-endian."""
-    rows = [_used(row, feature) for row, feature in zip(counts, features, strict=True)]
-    used = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    largest = int(used.max(initial=0))
-    width = next(width for width in (1, 2, 4, 8) if largest < 1 << 8 * width)
-    return bytes([width]) + used.astype(f"<u{width}").tobytes()
-
-
-def unpack_counts(data: bytes, features: list[Feature]) -> Counts:
-    """Return `(n_features, 68)` int64 from `pack_counts`.
-
-    Raises:
-        MalformedError: if the length does not fit the features.
-    """
-    width = data[0] if data else 0
-    lengths = [feature.bins + 4 for feature in features]
-    if width not in (1, 2, 4, 8) or len(data) != 1 + width * sum(lengths):
-        raise MalformedError(
-            f"sketch of {len(data)} bytes, width {width}: expected {sum(lengths)} counts"
-        )
-    flat = np.frombuffer(data, f"<u{width}", offset=1).astype(np.int64)
-    if flat.size and flat.min() < 0:
-        raise MalformedError("sketch holds a count over 2^63")
-    counts = np.zeros((len(features), COLUMNS), np.int64)
-    start = 0
-    for row, length in zip(counts, lengths, strict=True):
-        row[: length - 3] = flat[start : start + length - 3]
-        row[OVER:] = flat[start + length - 3 : start + length]
-        start += length
-    return counts
-
-
-def _used(row: Counts, feature: Feature) -> Counts:
-    used: Counts = np.concatenate([row[: feature.bins + 1], row[OVER:]])
-    return used
 
 
 def pack_moments(moments: Moments) -> bytes:
