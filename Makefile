@@ -50,8 +50,9 @@ bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON und
 docs: .venv/installed  ## the documentation as a site under build/site/
 	$(PYTHON) -m mkdocs build --strict --quiet --site-dir build/site
 
-api: .venv/installed  ## write docs/openapi.json from the code
+api: .venv/installed  ## write docs/openapi.json and docs/asyncapi.json from the code
 	.venv/bin/edgefleet openapi > docs/openapi.json
+	$(PYTHON) scripts/asyncapi.py > docs/asyncapi.json
 
 locks: scripts/uv.sh  ## resolve the pins anew (host-neutral, see docs/adr/0001)
 	uv=$$(scripts/uv.sh) && export UV_CUSTOM_COMPILE_COMMAND="make locks" && \
