@@ -24,7 +24,11 @@ class ConflictError(HubError):
 
 
 class DeniedError(HubError):
-    """The caller may not do this (HTTP 403), or did not show who they are (HTTP 401)."""
+    """The caller may not do this (HTTP 403)."""
+
+
+class UnknownCallerError(DeniedError):
+    """The caller did not show who they are (HTTP 401)."""
 
 
 class DamagedError(HubError):

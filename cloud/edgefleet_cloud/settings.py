@@ -29,6 +29,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         mqtt_host, mqtt_port: where the embedded broker listens (mutual TLS).
         public_host: name or address that devices use to reach both; in the server certificate.
         job_workers: processes for background jobs.
+        upload_limit_bytes: the most that one request may carry (models, data).
         tick_s: pause between two rounds of the scheduler.
         assignment_ttl_s: life of signed director metadata; renewed at half of it.
         certificate_ttl_s: life of a device certificate.
@@ -43,6 +44,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     mqtt_port: Port = 8883
     public_host: str = "localhost"
     job_workers: Annotated[int, Meta(ge=1, le=64)] = 2
+    upload_limit_bytes: Annotated[int, Meta(ge=1)] = 1 << 30
     tick_s: Seconds = 0.5
     assignment_ttl_s: Seconds = 86_400.0
     certificate_ttl_s: Seconds = 90 * 86_400.0

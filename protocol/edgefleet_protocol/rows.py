@@ -5,6 +5,8 @@ column name to `(n,)` values, which models with text columns need. Rules:
 
 1. Nothing is guessed: a missing or unknown column, or a wrong width, is refused.
 2. All preprocessing is in the model's graph; here values are only cast, split and reshaped.
+3. Tensors of text know no missing value, so a missing text (None, NaN, empty) becomes `nan`, as
+   encoders call that category in a graph exported from scikit-learn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from edgefleet_protocol.sketch import Feature
 
 Rows = NDArray[np.floating] | Mapping[str, ArrayLike]
 Tensors = dict[str, NDArray[np.generic]]
+_MISSING_TEXT = "nan"
 
 
 def bind(signature: Signature, rows: Rows) -> Tensors:
@@ -84,11 +87,16 @@ def _bind_columns(signature: Signature, rows: Mapping[str, ArrayLike]) -> Tensor
     tensors: Tensors = {}
     for tensor in signature.inputs:
         if tensor.dtype == "string":
-            part = np.stack([np.asarray(rows[c], object).astype(str) for c in tensor.columns], 1)
+            part = np.stack([_text(rows[column]) for column in tensor.columns], 1)
         else:
             part = np.stack([_numeric(c, rows[c]) for c in tensor.columns], 1)
         tensors[tensor.name] = _shaped(tensor, part)
     return tensors
+
+
+def _text(values: ArrayLike) -> NDArray[np.object_]:
+    cells = np.asarray(values, object)
+    return np.array([_MISSING_TEXT if _absent(cell) else str(cell) for cell in cells], object)
 
 
 def _numeric(name: str, values: ArrayLike) -> NDArray[np.float64]:

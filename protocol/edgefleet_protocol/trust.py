@@ -67,7 +67,8 @@ class DirectorTarget(Struct, frozen=True, omit_defaults=True):
         attempt: grows with every order for this device, so that a retry is a new attempt.
         window_rows: rows in one report window.
         confirm_rows: rows that must be served without fault before a candidate is confirmed.
-        confirm_deadline_s: a candidate not confirmed by then is rolled back.
+        confirm_deadline_s: a candidate not confirmed by then is rolled back. Whole seconds: TUF
+            signs canonical JSON, which has no fractions.
     """
 
     model: Name
@@ -78,7 +79,7 @@ class DirectorTarget(Struct, frozen=True, omit_defaults=True):
     attempt: Count
     window_rows: Annotated[int, Meta(ge=1, le=10_000_000)] = 1000
     confirm_rows: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
-    confirm_deadline_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
+    confirm_deadline_s: Annotated[int, Meta(gt=0, le=30 * 86_400)] = 3600
     samples: SamplePolicy | None = None
 
 

@@ -34,6 +34,12 @@ def test_columns_are_taken_by_name() -> None:
     assert tensors["age"].tolist() == [[30.0], [40.0]]
 
 
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_a_missing_text_becomes_the_category_of_missing_values(missing: object) -> None:
+    tensors = rows.bind(MIXED, {"town": np.array([missing, "Ulm"], object), "age": [30, 40]})
+    assert tensors["town"].tolist() == [["nan"], ["Ulm"]]
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

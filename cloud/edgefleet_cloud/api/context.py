@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from edgefleet_cloud.errors import DeniedError
+from edgefleet_cloud.errors import UnknownCallerError
 from edgefleet_cloud.services import Services
 
 _bearer = HTTPBearer(auto_error=False, description="Operator token, from `admin.token`")
@@ -25,13 +25,13 @@ def operator(
     """Let only the holder of the operator token pass.
 
     Raises:
-        DeniedError: without the token, or with another one.
+        UnknownCallerError: without the token, or with another one.
     """
     token: str = request.app.state.operator_token
     if credentials is None or not hmac.compare_digest(
         credentials.credentials.encode(), token.encode()
     ):
-        raise DeniedError("this needs the operator token: Authorization: Bearer <token>")
+        raise UnknownCallerError("this needs the operator token: Authorization: Bearer <token>")
 
 
 Hub = Annotated[Services, Depends(services)]

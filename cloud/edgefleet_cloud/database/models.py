@@ -376,7 +376,11 @@ class Rollout(Base):
         gate: `rollouts.gate.GatePolicy` as JSON.
         order: policy part of the devices' orders (see `Desired.order`).
         stage: index of the running stage.
-        history: [{"at", "event", "stage", "text"}], newest last.
+        statistics: `rollouts.gate.StageStatistics` of the running stage as JSON, as last read.
+        reverts_to: release that the devices get when it is rolled back, None for "take it off".
+        watermark: newest report that is in `statistics` and in the devices' states.
+        checked_at: device states received before this time are taken in.
+        history: [{"at", "event", "stage", "text", …}], newest last.
     """
 
     __tablename__ = "rollouts"
@@ -384,6 +388,7 @@ class Rollout(Base):
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), index=True)
     release: Mapped[int]
     previous: Mapped[int | None]
+    reverts_to: Mapped[int | None]
     strategy: Mapped[str] = mapped_column(String(16))
     stages: Mapped[list[Any]]
     gate: Mapped[Json]
@@ -392,6 +397,9 @@ class Rollout(Base):
     stage: Mapped[int] = mapped_column(default=0)
     stage_started_at: Mapped[float | None]
     reason: Mapped[str] = mapped_column(default="")
+    statistics: Mapped[Json] = mapped_column(default=dict)
+    watermark: Mapped[int] = mapped_column(default=0)
+    checked_at: Mapped[float] = mapped_column(default=0.0)
     history: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[float]
     finished_at: Mapped[float | None]
@@ -401,23 +409,54 @@ class RolloutDevice(Base):
     """A device's part in a rollout.
 
     Attributes:
-        state: waiting | assigned | confirmed | failed | skipped (no variant fits, or the device
-            already runs it by hash) | reverted.
+        state: waiting | assigned | confirmed | failed | skipped (no variant fits, or another
+            rollout took the device over) | reverting | reverted.
+        step: of the attempt, as last reported, with the bytes received; `step_at`: since when.
     """
 
     __tablename__ = "rollout_devices"
+    __table_args__ = (Index("rollout_devices_by_state", "rollout_id", "state"),)
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
     device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     stage: Mapped[int]
     variant: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int | None]
+    step: Mapped[str] = mapped_column(String(64), default="")
+    step_at: Mapped[float | None]
     reason: Mapped[str] = mapped_column(default="")
     assigned_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
 
 # --- monitoring and retraining ----------------------------------------------------------------
+
+
+class Watch(Base):
+    """What monitoring remembers of one device on one model version.
+
+    Attributes:
+        report_id: newest window that is in here.
+        state: learning (its own baseline is not complete) | steady | unlike | shifted | stuck.
+        memory: `monitoring.watch.Memory`, msgpack.
+        flags: `monitoring.watch.Flags` as JSON, {} while nothing is suspected.
+        looked_at: end of the newest look; quiet_after: silent from then on, so no longer counted.
+        rows: taken in; malformed: windows refused because they do not fit their profile.
+    """
+
+    __tablename__ = "watches"
+    __table_args__ = (Index("watches_by_model", "model", "version", "quiet_after"),)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64), primary_key=True)
+    report_id: Mapped[int] = mapped_column(index=True)
+    state: Mapped[str] = mapped_column(String(16))
+    memory: Mapped[bytes] = mapped_column(deferred=True)
+    flags: Mapped[Json] = mapped_column(default=dict)
+    looked_at: Mapped[float | None]
+    quiet_after: Mapped[float]
+    rows: Mapped[int] = mapped_column(default=0)
+    malformed: Mapped[int] = mapped_column(default=0)
 
 
 class Verdict(Base):
@@ -444,7 +483,8 @@ class Incident(Base):
     """Something that a person, or a retraining, has to act on. At most one open a kind and subject.
 
     Attributes:
-        kind: drift | device-fault | refused-artifact | refused-assignment | rollback.
+        kind: drift | device-fault | unlike-training | malformed-report | refused-artifact |
+            refused-assignment | refused-metadata | device-storage | rollback.
         scope: device | cohort | fleet.
         devices: concerned; features: likewise.
     """
@@ -480,6 +520,34 @@ class Trigger(Base):
     enabled: Mapped[bool] = mapped_column(default=True)
     fired_at: Mapped[float | None]
     fired_version: Mapped[str | None] = mapped_column(String(64))
+
+
+class Retraining(Base):
+    """One challenge of a model's champion: from a recipe and field samples to a decision.
+
+    Attributes:
+        trigger_id, incident_id: what started it; None where a person did.
+        champion: version that it challenges, None if there was none.
+        state: running | approved | refused | failed.
+        decision: `retraining.decision.Decision` as JSON, {} while it runs.
+        rollout_id: of the challenger, where the recipe releases by itself.
+    """
+
+    __tablename__ = "retrainings"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), index=True)
+    trigger_id: Mapped[int | None] = mapped_column(ForeignKey("triggers.id"))
+    incident_id: Mapped[int | None] = mapped_column(ForeignKey("incidents.id"))
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    champion: Mapped[str | None] = mapped_column(String(64))
+    recipe: Mapped[Json]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str] = mapped_column(default="")
+    decision: Mapped[Json] = mapped_column(default=dict)
+    version: Mapped[str | None] = mapped_column(String(64))
+    rollout_id: Mapped[int | None] = mapped_column(ForeignKey("rollouts.id"))
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
 
 
 # --- background work --------------------------------------------------------------------------

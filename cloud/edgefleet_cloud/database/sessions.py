@@ -27,7 +27,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _engine(url)
+        self.engine = open_engine(url)
         migrate(url)
 
     @contextmanager
@@ -57,7 +57,8 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-def _engine(url: str) -> Engine:
+def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
+    """Return an engine that begins transactions as this module's rules say."""
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True)
     engine = create_engine(url, connect_args={"timeout": 30.0, "check_same_thread": False})
@@ -66,7 +67,8 @@ def _engine(url: str) -> Engine:
     def _prepare(connection: Any, _record: Any) -> None:
         # The driver must not begin transactions itself: `_begin` below decides how.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        enforced = "ON" if foreign_keys else "OFF"
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={enforced}"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

@@ -6,10 +6,15 @@ Reading by range does not hash: every device checks each block against signed me
 
 import os
 import tempfile
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from edgefleet_cloud.errors import DamagedError, NotFoundError
 from edgefleet_protocol import identifiers
+
+_CHUNK_BYTES = 1 << 20
 
 
 class Store:
@@ -20,7 +25,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, digest: str) -> Path:
@@ -41,26 +46,33 @@ class Store:
     def put(self, data: bytes) -> str:
         """Keep `data`; return its digest. Durable when this returns."""
         digest = identifiers.digest_of(data)
-        place = self._place(digest)
-        if place.is_file():
-            return digest
-        place.parent.mkdir(exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=".new-")
+        return digest if self.has(digest) else self.put_stream(BytesIO(data))
+
+    def put_file(self, path: Path) -> str:
+        """Keep a copy of the file at `path`, of any size; return its digest."""
+        with path.open("rb") as file:
+            return self.put_stream(file)
+
+    def put_stream(self, source: BinaryIO) -> str:
+        """Keep what `source` gives from here to its end; return its digest."""
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".new-")
         try:
+            digest = sha256()
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                while chunk := source.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+            place = self._place(digest.hexdigest())
+            place.parent.mkdir(exist_ok=True, mode=0o700)
             Path(name).replace(place)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        folder = os.open(place.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return digest
+        for folder in (place.parent, self.folder):
+            _sync(folder)
+        return place.name
 
     def read(self, digest: str) -> bytes:
         """Return the whole file, its digest checked.
@@ -93,4 +105,12 @@ class Store:
         return True
 
     def _place(self, digest: str) -> Path:
-        return self._folder / identifiers.digest(digest)[:2] / digest
+        return self.folder / identifiers.digest(digest)[:2] / digest
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -161,6 +161,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(length=64), nullable=False),
         sa.Column("release", sa.Integer(), nullable=False),
         sa.Column("previous", sa.Integer(), nullable=True),
+        sa.Column("reverts_to", sa.Integer(), nullable=True),
         sa.Column("strategy", sa.String(length=16), nullable=False),
         sa.Column("stages", sa.JSON(), nullable=False),
         sa.Column("gate", sa.JSON(), nullable=False),
@@ -169,6 +170,9 @@ def upgrade() -> None:
         sa.Column("stage", sa.Integer(), nullable=False),
         sa.Column("stage_started_at", sa.Double(), nullable=True),
         sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("statistics", sa.JSON(), nullable=False),
+        sa.Column("watermark", sa.Integer(), nullable=False),
+        sa.Column("checked_at", sa.Double(), nullable=False),
         sa.Column("history", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
@@ -311,6 +315,8 @@ def upgrade() -> None:
         sa.Column("variant", sa.String(length=64), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=True),
+        sa.Column("step", sa.String(length=64), nullable=False),
+        sa.Column("step_at", sa.Double(), nullable=True),
         sa.Column("reason", sa.String(), nullable=False),
         sa.Column("assigned_at", sa.Double(), nullable=True),
         sa.Column("finished_at", sa.Double(), nullable=True),
@@ -324,6 +330,32 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("rollout_id", "device_id"),
     )
+    with op.batch_alter_table("rollout_devices", schema=None) as batch_op:
+        batch_op.create_index("rollout_devices_by_state", ["rollout_id", "state"], unique=False)
+
+    op.create_table(
+        "watches",
+        sa.Column("device_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("report_id", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("memory", sa.LargeBinary(), nullable=False),
+        sa.Column("flags", sa.JSON(), nullable=False),
+        sa.Column("looked_at", sa.Double(), nullable=True),
+        sa.Column("quiet_after", sa.Double(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("malformed", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["device_id"],
+            ["devices.id"],
+        ),
+        sa.PrimaryKeyConstraint("device_id", "model", "version"),
+    )
+    with op.batch_alter_table("watches", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_watches_report_id"), ["report_id"], unique=False)
+        batch_op.create_index("watches_by_model", ["model", "version", "quiet_after"], unique=False)
+
     op.create_table(
         "samples",
         sa.Column("report_id", sa.Integer(), nullable=False),
@@ -453,11 +485,58 @@ def upgrade() -> None:
     with op.batch_alter_table("variants", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_variants_version_id"), ["version_id"], unique=False)
 
+    op.create_table(
+        "retrainings",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("trigger_id", sa.Integer(), nullable=True),
+        sa.Column("incident_id", sa.Integer(), nullable=True),
+        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("champion", sa.String(length=64), nullable=True),
+        sa.Column("recipe", sa.JSON(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("decision", sa.JSON(), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=True),
+        sa.Column("rollout_id", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["incident_id"],
+            ["incidents.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["job_id"],
+            ["jobs.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["model"],
+            ["models.name"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["rollout_id"],
+            ["rollouts.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["trigger_id"],
+            ["triggers.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("retrainings", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_retrainings_model"), ["model"], unique=False)
+        batch_op.create_index(batch_op.f("ix_retrainings_state"), ["state"], unique=False)
+
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
+    with op.batch_alter_table("retrainings", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_retrainings_state"))
+        batch_op.drop_index(batch_op.f("ix_retrainings_model"))
+
+    op.drop_table("retrainings")
     with op.batch_alter_table("variants", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_variants_version_id"))
 
@@ -474,6 +553,14 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_samples_device_id"))
 
     op.drop_table("samples")
+    with op.batch_alter_table("watches", schema=None) as batch_op:
+        batch_op.drop_index("watches_by_model")
+        batch_op.drop_index(batch_op.f("ix_watches_report_id"))
+
+    op.drop_table("watches")
+    with op.batch_alter_table("rollout_devices", schema=None) as batch_op:
+        batch_op.drop_index("rollout_devices_by_state")
+
     op.drop_table("rollout_devices")
     with op.batch_alter_table("results", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_results_device_id"))

@@ -1,0 +1,163 @@
+"""The agent as an application uses it.
+
+    from edgefleet_agent.agent import Agent
+    from edgefleet_agent.config import load
+
+    agent = Agent(load())
+    agent.start()
+    camera = agent.model("digits")
+    camera.wait()
+    answer = camera.predict(pixels)
+    camera.feedback(answer.id, "7")     # when the truth is known
+    agent.stop()
+
+`predict` answers from memory at any time: without a hub, without a network, during an update.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from edgefleet_agent import files, health, identity, runtimes
+from edgefleet_agent.config import Config, detect_board
+from edgefleet_agent.engine import Engine
+from edgefleet_agent.link import Link, MqttLink
+from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.serving import Model
+from edgefleet_agent.slots import Slots
+from edgefleet_agent.sources import ReplaySource
+from edgefleet_agent.trust import Trust
+from edgefleet_protocol.profiles import DeviceProfile
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 15.0
+
+
+def device_profile(config: Config) -> DeviceProfile:
+    """Return what this device is, by its configuration and by looking at the machine."""
+    return DeviceProfile(
+        config.board or detect_board(),
+        runtimes.available(config.runtimes),
+        health.total_memory_bytes(),
+    )
+
+
+def build_engine(
+    config: Config,
+    known: identity.Identity,
+    link: Link,
+    *,
+    clock: Callable[[], float],
+    monotonic: Callable[[], float],
+    surroundings: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Open everything that an engine owns on disk and put it together.
+
+    Args:
+        config: of the agent, whose store the caller has locked.
+        known: identity of the device.
+        link: to the hub.
+        clock: Unix seconds.
+        monotonic: seconds that never go back.
+        surroundings: fields of `attempts.Surroundings` to replace, for tests.
+
+    Raises:
+        StoreError: if the store cannot be written or read.
+    """
+    profile = device_profile(config)
+    log.info(
+        "device %s, board %s, runtimes %s",
+        known.hub.device,
+        profile.board,
+        ", ".join(f"{name} {version}" for name, version in profile.runtimes.items()) or "none",
+    )
+    slots = Slots(config.folder)
+    slots.prepare()
+    trust = Trust(
+        config.folder / "trust",
+        device=known.hub.device,
+        board=profile.board,
+        image_root=known.image_root,
+        director_root=known.director_root,
+    )
+    return Engine(
+        config,
+        device=known.hub.device,
+        profile=profile,
+        link=link,
+        slots=slots,
+        outbox=Outbox(config.folder, known.hub.device, config.budgets.outbox_max_bytes),
+        trust=trust,
+        clock=clock,
+        monotonic=monotonic,
+        surroundings=surroundings,
+    )
+
+
+class Agent:
+    """One agent on one store. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        link: Link | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the store; nothing runs yet.
+
+        Args:
+            config: from `config.load`.
+            link: to the hub; None for MQTT.
+            clock: Unix seconds.
+            monotonic: seconds that never go back.
+
+        Raises:
+            EnrolmentError: if the device is not enrolled.
+            StoreError: if the store is in use, or cannot be written or read.
+        """
+        self._held = ExitStack()
+        self._threads: list[threading.Thread] = []
+        self._source: ReplaySource | None = None
+        try:
+            self._held.enter_context(files.locked(config.folder))
+            known = identity.load(config.folder)
+            self._link = link or MqttLink(known)
+            self._engine = build_engine(config, known, self._link, clock=clock, monotonic=monotonic)
+        except BaseException:
+            self._held.close()
+            raise
+        if config.source:
+            self._source = ReplaySource(config.source, self.model(config.source.model))
+
+    def start(self) -> None:
+        """Serve what is on disk, then connect."""
+        self._engine.open()
+        self._start_thread("engine", self._engine.run)
+        self._link.start(self._engine.deliver)
+        if self._source:
+            self._start_thread("source", self._source.run)
+
+    def stop(self) -> None:
+        """Close the open windows, put everything on disk and let go of the store."""
+        if self._source:
+            self._source.stop()
+        self._engine.stop()
+        for thread in self._threads:
+            thread.join(timeout=STOP_TIMEOUT_S)
+        self._link.stop()
+        self._held.close()
+
+    def model(self, name: str) -> Model:
+        """Return a model by name, whether or not one serves yet (see `Model.wait`)."""
+        return self._engine.model(name)
+
+    def _start_thread(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)

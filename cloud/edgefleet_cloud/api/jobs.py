@@ -1,0 +1,49 @@
+"""Background jobs over HTTP."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.database.models import Job, JobState
+from edgefleet_cloud.jobs import service
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+class JobAnswer(BaseModel):
+    """A background job."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    kind: str
+    arguments: dict[str, Any]
+    state: JobState
+    attempts: int = Field(description="How often it was started.")
+    progress: float = Field(description="Share done, 0 to 1.")
+    step: str = Field(description="What is being done now.")
+    result: dict[str, Any] = Field(description="Empty until the job has succeeded.")
+    error: str | None = Field(description="Why it failed.")
+    created_at: float = Field(description="Unix seconds, as all times here.")
+    started_at: float | None
+    finished_at: float | None
+
+
+@router.get("/jobs", dependencies=OPERATOR, response_model=list[JobAnswer])
+def list_jobs(
+    hub: Hub,
+    state: JobState | None = None,
+    kind: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[Job]:
+    """List jobs, newest first."""
+    with hub.database.read() as session:
+        return service.list_jobs(session, state=state, kind=kind, limit=limit)
+
+
+@router.get("/jobs/{job_id}", dependencies=OPERATOR, response_model=JobAnswer)
+def show_job(hub: Hub, job_id: int) -> Job:
+    """Show one job."""
+    with hub.database.read() as session:
+        return service.get(session, job_id)

@@ -1,0 +1,79 @@
+"""The terminal: `edgefleet`. An edge; commands call the hub's API and hold no rules."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgefleet_cloud import __version__
+from edgefleet_cloud.cli import (
+    datasets,
+    devices,
+    jobs,
+    models,
+    monitoring,
+    output,
+    rollouts,
+    ship,
+    training,
+    triggers,
+    up,
+)
+from edgefleet_cloud.cli.client import Target
+
+app = typer.Typer(
+    cls=output.Group,
+    help="Train, sign, push, watch and retrain models on a fleet of devices.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command("up")(up.up)
+app.command("ship")(ship.ship)
+app.command("train")(training.train)
+for group, name in (
+    (devices.app, "devices"),
+    (datasets.app, "datasets"),
+    (models.app, "models"),
+    (rollouts.app, "rollouts"),
+    (monitoring.drift, "drift"),
+    (monitoring.incidents, "incidents"),
+    (triggers.app, "triggers"),
+    (triggers.retrainings, "retrainings"),
+    (jobs.app, "jobs"),
+):
+    app.add_typer(group, name=name)
+app.add_typer(devices.app, name="devices")
+app.add_typer(rollouts.app, name="rollouts")
+app.add_typer(monitoring.drift, name="drift")
+app.add_typer(monitoring.incidents, name="incidents")
+app.add_typer(triggers.app, name="triggers")
+app.add_typer(triggers.retrainings, name="retrainings")
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    ctx: typer.Context,
+    hub: Annotated[str | None, typer.Option(help="URL of the hub; EDGEFLEET_HUB.")] = None,
+    token: Annotated[str | None, typer.Option(help="Operator token; EDGEFLEET_TOKEN.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA of the hub; EDGEFLEET_CA.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Home of a hub on this machine; EDGEFLEET_HOME.")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Say which hub is meant; without options, the one on this machine."""
+    if version:
+        sys.stdout.write(f"edgefleet {__version__}\n")
+        raise typer.Exit
+    if ctx.obj is None:
+        ctx.obj = Target(hub, token, ca, home)
+
+
+@app.command("openapi")
+def openapi() -> None:
+    """Print the OpenAPI document of the hub's API."""
+    describe = import_module("edgefleet_cloud.api.app").describe
+    sys.stdout.write(json.dumps(describe().openapi(), indent=2) + "\n")

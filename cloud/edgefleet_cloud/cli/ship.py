@@ -1,0 +1,82 @@
+"""`edgefleet ship`: from a fitted model to running devices in one command."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgefleet_cloud.cli import datasets, jobs, output, rollouts
+from edgefleet_cloud.cli.client import connect
+from edgefleet_cloud.cli.output import CliError, ExitCode, JsonFlag
+from edgefleet_converters.errors import BadInputError
+from edgefleet_converters.sources import PICKLE_WARNING, recognise
+
+_COLUMNS = ("model", "version", "release", "rollout", "state", "confirmed", "failed", "skipped")
+
+
+def ship(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help=".skops, .joblib, .pkl, .onnx or .keras.")],
+    sample: Annotated[Path, typer.Option(help="CSV or Parquet of training rows.")],
+    to: Annotated[str, typer.Option(help="all, device:a,b, label:site=north or board:rpi4.")],
+    label: Annotated[str | None, typer.Option(help="Column with the right answers.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model; from the file's name.")] = None,
+    strategy: Annotated[str, typer.Option(help="direct, staged or canary.")] = "direct",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Make only this; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the conversion.")] = 0,
+    wait: Annotated[bool, typer.Option(help="Wait until the devices have confirmed it.")] = True,
+    json_flag: JsonFlag = False,
+) -> None:
+    """Convert a fitted model, release it, and roll it out; exits 1 if it does not arrive."""
+    try:
+        file = recognise(model)
+    except BadInputError as error:
+        raise CliError(str(error), ExitCode.USAGE) from error
+    client = connect(ctx)
+    if file.kind == "pickle":
+        output.console().print(
+            f"warning: {PICKLE_WARNING}. The hub loads it in a child process of its own.",
+            style="yellow",
+            markup=False,
+        )
+    options = {
+        "name": name or datasets.name_from(model),
+        "to": to,
+        "label": label,
+        "strategy": strategy,
+        "variants": variant or None,
+        "seed": seed,
+    }
+    with datasets.open_file(model) as model_file, datasets.open_file(sample) as sample_file:
+        files = {"model": (model.name, model_file), "sample": (sample.name, sample_file)}
+        begun = client.post("/v1/ship", form={"options": json.dumps(options)}, files=files)
+    if not wait:
+        output.show(begun, ("job", "model", "version", "devices"), json_flag)
+        return
+    result = jobs.follow(client, begun["job"])["result"]
+    rollout = rollouts.follow(client, result["rollout"])
+    counts = count(rollout)
+    summary = {**result, "state": rollout["state"], **counts}
+    output.show(summary, _COLUMNS, json_flag)
+    if rollout["state"] != "completed" or counts["failed"] or not counts["confirmed"]:
+        raise CliError(_why(rollout))
+
+
+def count(rollout: dict[str, Any]) -> dict[str, int]:
+    """Return how many devices of a rollout are in each state."""
+    states = [device["state"] for device in rollout["devices"]]
+    names = ("waiting", "assigned", "confirmed", "failed", "skipped", "reverted")
+    return {name: states.count(name) for name in names}
+
+
+def _why(rollout: dict[str, Any]) -> str:
+    reasons = [
+        f"{device['device']}: {device['reason']}"
+        for device in rollout["devices"]
+        if device["reason"] and device["state"] != "confirmed"
+    ]
+    parts = [f"rollout {rollout['id']} is {rollout['state']}", rollout["reason"], *reasons[:5]]
+    return "; ".join(part for part in parts if part)

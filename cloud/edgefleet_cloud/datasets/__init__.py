@@ -1,0 +1,1 @@
+"""Rows that models are trained and judged on."""

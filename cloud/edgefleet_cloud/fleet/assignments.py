@@ -1,0 +1,300 @@
+"""What each device is to run, from the wish to the signed message on its topic.
+
+`Desired` holds one row a device and model; together they make the device's assignment. Every
+change raises `DirectorRecord.sequence`. Signing and publishing then catch up with it:
+
+    ordered (sequence raised) → signed (payload stored, not published) → published
+
+Each arrow is a transaction of its own and may be lost or repeated: the records say what is still
+due. Published is what the broker has acknowledged; that the *device* has it, only its state says,
+and `ingest` marks the record unpublished again when the state says otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from edgefleet_cloud.database.models import (
+    Desired,
+    Device,
+    DeviceState,
+    DirectorRecord,
+    Release,
+    Variant,
+    Version,
+)
+from edgefleet_cloud.database.sessions import Database
+from edgefleet_cloud.errors import ConflictError, DamagedError, InvalidError, NotFoundError
+from edgefleet_cloud.settings import Settings
+from edgefleet_cloud.storage import Store
+from edgefleet_cloud.trust.director import Director, DirectorEntry
+from edgefleet_protocol.trust import DirectorTarget, target_path
+
+# Signing takes about 0.3 ms a device; a round of the scheduler must stay short.
+SIGN_AT_ONCE = 1000
+PUBLISH_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class _Due:
+    """One assignment to sign, as read from the database."""
+
+    device: str
+    sequence: int
+    version: int
+    entries: list[DirectorEntry]
+
+
+def order(
+    session: Session,
+    device_id: str,
+    model: str,
+    release: int,
+    variant: str,
+    order: Mapping[str, Any],
+    rollout_id: int | None,
+    now: float,
+) -> int:
+    """Let a device run a variant of a release.
+
+    Args:
+        session: in a write transaction.
+        device_id: an enrolled device.
+        model: of the release.
+        release: number of the release.
+        variant: name of one of its verified variants.
+        order: policy part of `trust.DirectorTarget` (see `Desired.order`).
+        rollout_id: on whose behalf, None for none.
+        now: the time.
+
+    Returns:
+        The number of the attempt: the sequence of the assignment, so it grows with every order.
+
+    Raises:
+        NotFoundError: if there is no such device, release or verified variant.
+        ConflictError: if the device is not enrolled.
+        InvalidError: if `order` has an unknown field or a value out of its limits.
+    """
+    device = session.get(Device, device_id)
+    if device is None:
+        raise NotFoundError("device", device_id)
+    if device.state != DeviceState.ENROLLED:
+        raise ConflictError(f"device {device_id!r} is {device.state}; only an enrolled one can run")
+    record = _record(session, device_id)
+    attempt = record.sequence + 1
+    _target(session, model, release, variant, attempt, order)
+    desired = session.get(Desired, (device_id, model))
+    if desired is None:
+        desired = Desired(device_id=device_id, model=model)
+        session.add(desired)
+    desired.release, desired.variant, desired.attempt = release, variant, attempt
+    desired.order, desired.rollout_id, desired.updated_at = dict(order), rollout_id, now
+    record.sequence = attempt
+    session.flush()
+    return attempt
+
+
+def withdraw(
+    session: Session,
+    device_id: str,
+    model: str,
+    now: float,  # noqa: ARG001  # as for `order`: callers state when they decided
+) -> None:
+    """Take a model off a device's assignment; nothing happens if it is not on it."""
+    desired = session.get(Desired, (device_id, model))
+    if desired is None:
+        return
+    session.delete(desired)
+    raise_sequence(session, device_id)
+    session.flush()
+
+
+def raise_sequence(session: Session, device_id: str) -> None:
+    """Have a device's assignment signed and published anew."""
+    record = _record(session, device_id)
+    record.sequence += 1
+    session.flush()
+
+
+def sign_due(
+    database: Database, store: Store, director: Director, settings: Settings, now: float
+) -> list[str]:
+    """Sign what has changed, and what has lived half of its life.
+
+    Signing happens outside of any transaction. Its result is stored only if nobody else has
+    signed for the device meanwhile, so a version is never used twice.
+
+    Returns:
+        The devices that were signed for.
+
+    Raises:
+        DamagedError: if some could not be signed; all others were.
+    """
+    with database.read() as session:
+        due, faults = _due(session, store, now + settings.assignment_ttl_s / 2)
+    ttl_s = settings.assignment_ttl_s
+    signed = [
+        (item, director.sign(item.device, item.sequence, item.version, item.entries, ttl_s))
+        for item in due
+    ]
+    if signed:
+        with database.write() as session:
+            for item, result in signed:
+                session.execute(
+                    update(DirectorRecord)
+                    .where(
+                        DirectorRecord.device_id == item.device,
+                        DirectorRecord.version == item.version - 1,
+                    )
+                    .values(
+                        version=item.version,
+                        signed_sequence=item.sequence,
+                        payload=result.payload,
+                        expires_at=result.expires_at,
+                        published=False,
+                    )
+                )
+    if faults:
+        raise DamagedError(
+            f"{len(faults)} assignments could not be signed; first: {'; '.join(faults[:5])}"
+        )
+    return [item.device for item, _ in signed]
+
+
+def unpublished(session: Session, limit: int = PUBLISH_AT_ONCE) -> list[tuple[str, bytes]]:
+    """Return up to `limit` devices with the payload to publish for them.
+
+    An empty payload means: take the retained message away (the device was revoked).
+    """
+    rows = session.execute(
+        select(DirectorRecord.device_id, DirectorRecord.payload)
+        .where(DirectorRecord.published.is_(False), DirectorRecord.payload.is_not(None))
+        .order_by(DirectorRecord.device_id)
+        .limit(limit)
+    )
+    return [(device, payload) for device, payload in rows if payload is not None]
+
+
+def mark_published(session: Session, device_id: str, payload: bytes) -> None:
+    """Note that the broker has taken `payload`; an older one than the newest changes nothing."""
+    session.execute(
+        update(DirectorRecord)
+        .where(DirectorRecord.device_id == device_id, DirectorRecord.payload == payload)
+        .values(published=True)
+    )
+
+
+def publish_again(session: Session, device_ids: list[str]) -> None:
+    """Have the assignments of these devices published once more."""
+    session.execute(
+        update(DirectorRecord)
+        .where(DirectorRecord.device_id.in_(device_ids))
+        .values(published=False)
+    )
+
+
+def publish_all_again(session: Session) -> None:
+    """Have every assignment published once more: the broker has lost its retained messages."""
+    session.execute(
+        update(DirectorRecord).where(DirectorRecord.payload.is_not(None)).values(published=False)
+    )
+
+
+def clear(session: Session, device_id: str) -> None:
+    """Take everything off a device's assignment and off its retained topic: it was revoked."""
+    for desired in session.scalars(select(Desired).where(Desired.device_id == device_id)):
+        session.delete(desired)
+    record = _record(session, device_id)
+    record.sequence += 1
+    # Raised too, so that a signing under way now is thrown away.
+    record.version += 1
+    record.payload, record.published = b"", False
+    session.flush()
+
+
+def _record(session: Session, device_id: str) -> DirectorRecord:
+    record = session.get(DirectorRecord, device_id)
+    if record is None:
+        record = DirectorRecord(
+            device_id=device_id, sequence=0, signed_sequence=-1, version=0, expires_at=0.0
+        )
+        session.add(record)
+    return record
+
+
+def _due(session: Session, store: Store, half_life_at: float) -> tuple[list[_Due], list[str]]:
+    records = session.scalars(
+        select(DirectorRecord)
+        .join(Device, Device.id == DirectorRecord.device_id)
+        .where(
+            Device.state == DeviceState.ENROLLED,
+            or_(
+                DirectorRecord.signed_sequence < DirectorRecord.sequence,
+                DirectorRecord.expires_at <= half_life_at,
+            ),
+        )
+        .order_by(DirectorRecord.expires_at)
+        .limit(SIGN_AT_ONCE)
+    )
+    due, faults = [], []
+    for record in records:
+        try:
+            entries = _entries(session, store, record.device_id)
+        except (NotFoundError, InvalidError) as error:
+            faults.append(f"device {record.device_id!r}: {error}")
+            continue
+        due.append(_Due(record.device_id, record.sequence, record.version + 1, entries))
+    return due, faults
+
+
+def _entries(session: Session, store: Store, device_id: str) -> list[DirectorEntry]:
+    rows = session.scalars(
+        select(Desired).where(Desired.device_id == device_id).order_by(Desired.model)
+    )
+    entries = []
+    for row in rows:
+        target, manifest = _target(
+            session, row.model, row.release, row.variant, row.attempt, row.order
+        )
+        path = target_path(row.model, row.release, row.variant)
+        entries.append(DirectorEntry(path, store.size(manifest), manifest, target))
+    return entries
+
+
+def _target(
+    session: Session,
+    model: str,
+    release: int,
+    variant: str,
+    attempt: int,
+    order: Mapping[str, Any],
+) -> tuple[DirectorTarget, str]:
+    """Return the signed custom field and the manifest's digest of one order."""
+    row = session.execute(
+        select(Version.version, Variant.runtime, Variant.manifest)
+        .join(Version, Version.id == Variant.version_id)
+        .join(Release, Release.version_id == Version.id)
+        .where(Release.model == model, Release.number == release, Variant.name == variant)
+    ).one_or_none()
+    if row is None or row.manifest is None:
+        raise NotFoundError("verified variant", f"{variant} of release {release} of {model}")
+    fields = {
+        "model": model,
+        "version": row.version,
+        "variant": variant,
+        "release": release,
+        "runtime": row.runtime,
+        "attempt": attempt,
+    }
+    unknown = sorted(set(order) - set(DirectorTarget.__struct_fields__) | set(order) & set(fields))
+    if unknown:
+        raise InvalidError(f"an order has no field {unknown[0]!r}")
+    try:
+        target = msgspec.convert(fields | dict(order), DirectorTarget)
+    except msgspec.ValidationError as error:
+        raise InvalidError(f"the order for {model} cannot be read: {error}") from error
+    return target, row.manifest

@@ -1,0 +1,171 @@
+"""Whether a decoded message can be true, before any of it reaches the database. Decisions only.
+
+The decoder has checked form and length. Here: numbers that a database can hold, finite values,
+times that can be, and parts that fit one another. What depends on the model's reference profile is
+checked where sketches are merged.
+"""
+
+from collections.abc import Iterable
+from math import isfinite
+
+import msgspec
+
+from edgefleet_protocol import identifiers
+from edgefleet_protocol.errors import MalformedError
+from edgefleet_protocol.messages import (
+    FINAL_STEPS,
+    Refusal,
+    Report,
+    Result,
+    Samples,
+    State,
+    Window,
+)
+
+# What a signed 32-bit column holds; PostgreSQL refuses more.
+MAX_COUNT = 2**31 - 1
+# Bytes travel in JSON too, whose readers are exact up to here.
+MAX_BYTES = 2**53
+# A device's clock may be ahead by so much; a report from later than that would stay "new" for ever.
+MAX_AHEAD_S = 86_400.0
+
+
+def check_state(state: State, now: float) -> None:
+    """Refuse a state that cannot be.
+
+    Raises:
+        MalformedError: saying what of it.
+    """
+    _counts(
+        "state",
+        [state.boot, state.sequence, state.assignment],
+        [slot.release for slot in (*state.serving, *state.previous)],
+        [attempt.number for attempt in state.attempts],
+        [attempt.release for attempt in state.attempts],
+    )
+    _bytes("state", [state.memory_bytes])
+    for attempt in state.attempts:
+        _bytes("state", [attempt.received_bytes, attempt.total_bytes])
+    _moment("state", state.at, now)
+    _texts("state", msgspec.to_builtins(state))
+
+
+def check_report(report: Report, now: float) -> None:
+    """Refuse a report that cannot be.
+
+    Raises:
+        MalformedError: saying what of it.
+    """
+    _counts("report", [report.number])
+    _moment("report", report.at, now)
+    _texts("report", [report.store])
+    body = report.body
+    if isinstance(body, Window):
+        _check_window(body, now)
+    elif isinstance(body, Samples):
+        _check_samples(body)
+    elif isinstance(body, Result):
+        _check_result(body)
+    else:
+        _check_refusal(body)
+
+
+def _check_window(window: Window, now: float) -> None:
+    _name_of_model(window.model)
+    _texts("window", [window.version])
+    identifiers.digest(window.manifest)
+    identifiers.digest(window.reference)
+    _counts(
+        "window",
+        [window.release, window.rows, window.errors, window.labelled, window.correct],
+        window.predictions,
+        window.confidences,
+        window.latency_us,
+    )
+    _moment("window", window.start, now)
+    _moment("window", window.end, now)
+    if window.start > window.end:
+        raise MalformedError(f"window ends {window.start - window.end:.0f} s before it starts")
+    if not window.correct <= window.labelled <= window.rows:
+        raise MalformedError(
+            f"window has {window.correct} right of {window.labelled} labelled of {window.rows} rows"
+        )
+    for counts, what in ((window.predictions, "predictions"), (window.confidences, "confidences")):
+        if sum(counts) > window.rows:
+            raise MalformedError(f"window has {sum(counts)} {what} of {window.rows} rows")
+    health = window.health
+    measured = (health.cpu_percent, health.temperature_c, health.uptime_s)
+    if not all(map(isfinite, [*window.psi, *(value for value in measured if value is not None)])):
+        raise MalformedError("window: PSI and health must be finite numbers")
+    _bytes("window", [health.memory_bytes or 0, health.disk_free_bytes or 0])
+
+
+def _check_samples(samples: Samples) -> None:
+    _name_of_model(samples.model)
+    _counts("samples", [samples.release])
+    texts = (samples.columns, samples.labels, samples.predicted)
+    _texts("samples", [samples.version, samples.purpose, *texts])
+    expected = 4 * len(samples.labels) * len(samples.columns)
+    if len(samples.rows) != expected or len(samples.predicted) != len(samples.labels):
+        raise MalformedError(
+            f"samples: {len(samples.rows)} bytes of rows and {len(samples.predicted)} predictions"
+            f" for {len(samples.labels)} labels and {len(samples.columns)} columns;"
+            f" expected {expected} bytes and as many predictions as labels"
+        )
+
+
+def _check_result(result: Result) -> None:
+    _name_of_model(result.model)
+    identifiers.digest(result.manifest)
+    _counts("result", [result.attempt, result.release])
+    _bytes("result", [result.bytes_fetched])
+    _texts("result", [result.version, result.reason])
+    if result.outcome not in FINAL_STEPS:
+        raise MalformedError(f"result: {result.outcome} is no end of an attempt")
+    if not isfinite(result.seconds):
+        raise MalformedError("result: seconds must be a finite number")
+
+
+def _check_refusal(refusal: Refusal) -> None:
+    _texts("refusal", [refusal.what, refusal.reason, refusal.text])
+    if refusal.digest:
+        identifiers.digest(refusal.digest)
+
+
+def _name_of_model(name: str) -> None:
+    identifiers.model_name(name)
+
+
+def _counts(what: str, *groups: Iterable[int]) -> None:
+    for group in groups:
+        highest = max(group, default=0)
+        if highest > MAX_COUNT:
+            raise MalformedError(f"{what}: count {highest} is over {MAX_COUNT}")
+
+
+def _bytes(what: str, sizes: Iterable[int]) -> None:
+    highest = max(sizes, default=0)
+    if highest > MAX_BYTES:
+        raise MalformedError(f"{what}: {highest} bytes is over {MAX_BYTES}")
+
+
+def _moment(what: str, at: float, now: float) -> None:
+    if not isfinite(at) or at < 0:
+        raise MalformedError(f"{what}: {at} is no time")
+    if at > now + MAX_AHEAD_S:
+        raise MalformedError(
+            f"{what}: its time is {at - now:.0f} s ahead of the hub's; at most"
+            f" {MAX_AHEAD_S:.0f} are allowed: set the device's clock"
+        )
+
+
+def _texts(what: str, value: object) -> None:
+    """Refuse the one character that PostgreSQL's text cannot hold, at any depth."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise MalformedError(f"{what}: text holds a NUL character")
+    elif isinstance(value, dict):
+        _texts(what, [*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _texts(what, item)

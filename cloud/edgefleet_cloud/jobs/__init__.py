@@ -1,0 +1,1 @@
+"""Background jobs: a row in the database, a function in a process of its own."""

@@ -1,0 +1,1 @@
+"""What devices report of their data: merged, compared, judged, and turned into incidents."""

@@ -1,0 +1,1 @@
+"""Models, versions, variants and releases."""

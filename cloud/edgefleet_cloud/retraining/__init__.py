@@ -1,0 +1,1 @@
+"""From a drift incident to a challenger, and from a challenger to a decision."""

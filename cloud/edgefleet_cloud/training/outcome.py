@@ -1,0 +1,72 @@
+"""How jobs that make a version end, in the hub and in one transaction with the job's own state.
+
+A model that was shipped is approved here: who ships it has decided. A trained one is only
+registered; a comparison or a person approves it.
+"""
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from edgefleet_cloud.database.models import Job, Json, Run, Version
+from edgefleet_cloud.registry import service as registry
+from edgefleet_cloud.rollouts import service as rollouts
+from edgefleet_cloud.storage import Store
+from edgefleet_cloud.training.service import Shipment
+from edgefleet_cloud.training.work import CODE, Result
+
+
+def finish(session: Session, store: Store, job: Job, result: Json, now: float) -> Json:
+    """Register what the job made, end its run, and ship it if that was asked for."""
+    made = msgspec.convert(result, Result)
+    version = registry.register(session, store, made.registration, made.run_id, now)
+    run = session.get_one(Run, made.run_id)
+    run.artifact, run.metrics = made.artifact, made.metrics
+    run.code, run.environment = CODE, made.environment
+    run.state, run.finished_at = "succeeded", now
+    answer: Json = {
+        "model": version.model,
+        "version": version.version,
+        "run": run.id,
+        "metrics": made.metrics,
+        "phases_s": made.phases_s,
+        "variants": [
+            {
+                "name": entry.name,
+                "state": entry.state,
+                "reason": entry.reason,
+                "bytes": entry.model_bytes,
+                "transfer_bytes": entry.transfer_bytes,
+                "score": entry.measured.get("score"),
+            }
+            for entry in made.registration.variants
+        ],
+    }
+    if job.kind == "retrain":
+        answer["comparison"] = msgspec.to_builtins(made.comparison)
+        answer["guard"] = msgspec.to_builtins(made.guard)
+    if job.arguments.get("ship") is not None:
+        shipment = msgspec.convert(job.arguments["ship"], Shipment)
+        answer.update(_ship(session, version, shipment, now))
+    return answer
+
+
+def fail(session: Session, job: Job, error: str, now: float) -> None:
+    """End the job's run without a version."""
+    run = session.get_one(Run, job.arguments["run_id"])
+    run.state, run.error, run.finished_at = "failed", error, now
+
+
+def _ship(session: Session, version: Version, shipment: Shipment, now: float) -> Json:
+    registry.approve(
+        session, version.model, version.version, {"by": "operator", "reason": "shipped"}
+    )
+    rollout = rollouts.create(
+        session,
+        version.model,
+        version.version,
+        shipment.to,
+        shipment.strategy,
+        now,
+        order=shipment.order,
+    )
+    return {"release": rollout.release, "rollout": rollout.id}

@@ -1,0 +1,247 @@
+"""Starting work that ends in a new version: a training, a retraining, or a model handed in.
+
+Each start makes a run (what is tried, with which data and seed), reserves the version's number and
+queues the job, in one transaction. `outcome` ends what is begun here.
+"""
+
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edgefleet_cloud.database.models import Dataset, Job, Json, Run, Version
+from edgefleet_cloud.errors import InvalidError, NotFoundError
+from edgefleet_cloud.jobs import service as jobs
+from edgefleet_cloud.registry import service as registry
+from edgefleet_cloud.training import trainers
+from edgefleet_converters.pipeline import VARIANTS
+from edgefleet_converters.sources import KINDS as MODEL_SUFFIXES
+
+# Share of a dataset that is held out where no hold-out set is given.
+HOLDOUT_SHARE = 0.25
+STRATEGIES = ("direct", "staged", "canary")
+
+
+class TrainRequest(Struct, frozen=True):
+    """A training to start.
+
+    Attributes:
+        dataset: digest of the rows to train on.
+        holdout: digest of the rows to judge on; no row may be in both.
+        guard: digest of further rows that nobody has trained on; challenger and champion are
+            compared on them too.
+        parameters: of the trainer (`trainers`).
+        variants: to make; None for all that apply.
+    """
+
+    model: str
+    trainer: str
+    dataset: str
+    holdout: str
+    guard: str | None = None
+    parameters: Json = field(default_factory=dict)
+    seed: int = 0
+    variants: list[str] | None = None
+
+
+class Shipment(Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to a model that was handed in, once it is converted.
+
+    Attributes:
+        to: devices, as `fleet.groups.select` reads them.
+        strategy: direct, staged or canary.
+        order: policy for the devices (see `database.models.Desired`), None for the default.
+    """
+
+    to: str
+    strategy: str = "direct"
+    order: Json | None = None
+
+
+class ImportRequest(Struct, frozen=True):
+    """A fitted model to convert, and to ship if asked.
+
+    Attributes:
+        artifact: digest of the model file in the store; the suffix of `filename` is its format.
+        sample: digest of a dataset of training rows.
+    """
+
+    model: str
+    artifact: str
+    filename: str
+    sample: str
+    variants: list[str] | None = None
+    seed: int = 0
+    ship: Shipment | None = None
+
+
+def start_training(
+    session: Session, request: TrainRequest, now: float, *, compare: bool = False
+) -> Job:
+    """Begin a run and queue its job (`train`, or `retrain` with `compare`).
+
+    The job's result is {"model", "version", "run", "variants", "metrics"}; with `compare` also
+    "comparison": `comparison.Comparison` with the champion as JSON, or None where the model has
+    no release yet, and "guard": the same on the guard's rows, None without them.
+
+    Args:
+        session: in a write transaction.
+        request: what to train.
+        now: Unix seconds.
+        compare: judge the result against the champion on the same held-out rows.
+
+    Raises:
+        NotFoundError: if there is no such dataset.
+        InvalidError: if trainer, parameters, variants or data cannot work together.
+    """
+    dataset, holdout = _dataset(session, request.dataset), _dataset(session, request.holdout)
+    if dataset.label is None:
+        raise InvalidError(f"dataset {dataset.name} has no label column; add it again with one")
+    if (dataset.label, dataset.columns) != (holdout.label, holdout.columns):
+        raise InvalidError(
+            f"datasets {dataset.name} and {holdout.name} have different columns or labels"
+        )
+    guard = holdout if request.guard is None else _dataset(session, request.guard)
+    if (dataset.label, dataset.columns) != (guard.label, guard.columns):
+        raise InvalidError(
+            f"datasets {dataset.name} and {guard.name} have different columns or labels"
+        )
+    check_variants(request.variants)
+    parameters = trainers.check(request.trainer, request.parameters, dataset.columns)
+    request = msgspec.structs.replace(request, parameters=parameters)
+    version = registry.reserve(session, request.model)
+    run = _run(session, request, now)
+    champion = registry.champion(session, request.model) if compare else None
+    arguments: dict[str, Any] = {
+        "run_id": run.id,
+        "version": version,
+        "label": dataset.label,
+        "champion": None if champion is None else _standing(session, champion),
+        **msgspec.to_builtins(request),
+    }
+    return jobs.submit(session, "retrain" if compare else "train", arguments, now)
+
+
+def start_import(session: Session, request: ImportRequest, now: float) -> Job:
+    """Begin the import of a fitted model and queue its job (`convert_and_register`).
+
+    The job's result is {"model", "version", "run", "variants", "metrics"}, and where it ships
+    also "release" and "rollout" (their numbers).
+
+    Raises:
+        NotFoundError: if there is no such dataset.
+        InvalidError: if the file's format, a variant or the strategy is not known.
+    """
+    sample = _dataset(session, request.sample)
+    check_filename(request.filename)
+    check_variants(request.variants)
+    if request.ship is not None and request.ship.strategy not in STRATEGIES:
+        raise InvalidError(
+            f"strategy {request.ship.strategy!r}: expected one of {', '.join(STRATEGIES)}"
+        )
+    version = registry.reserve(session, request.model)
+    run = Run(
+        model=request.model,
+        trainer="import",
+        dataset=sample.digest,
+        parameters={"file": request.filename},
+        seed=request.seed,
+        code="",
+        environment={},
+        artifact=request.artifact,
+        state="running",
+        created_at=now,
+    )
+    session.add(run)
+    session.flush()
+    arguments = {
+        "run_id": run.id,
+        "version": version,
+        "label": sample.label,
+        **msgspec.to_builtins(request),
+    }
+    return jobs.submit(session, "convert_and_register", arguments, now)
+
+
+def check_variants(variants: list[str] | None) -> None:
+    """Refuse a variant that no converter makes.
+
+    Raises:
+        InvalidError: names it and those that there are.
+    """
+    unknown = sorted(set(variants or []) - set(VARIANTS))
+    if unknown:
+        raise InvalidError(
+            f"unknown variant {', '.join(unknown)}; expected some of {', '.join(VARIANTS)}"
+        )
+
+
+def check_filename(filename: str) -> None:
+    """Refuse a model file whose name says that it cannot be converted, or is no plain name.
+
+    Raises:
+        InvalidError: names the formats that can.
+    """
+    path = PurePath(filename)
+    if path.name != filename or len(filename) > 200 or path.suffix.lower() not in MODEL_SUFFIXES:
+        raise InvalidError(
+            f"{filename[:200]!r} is no model file: expected a name ending in one of"
+            f" {', '.join(MODEL_SUFFIXES)}"
+        )
+
+
+def get_run(session: Session, run_id: int) -> Run:
+    """Return one run.
+
+    Raises:
+        NotFoundError: if there is none with this number.
+    """
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFoundError("run", run_id)
+    return run
+
+
+def list_runs(session: Session, *, model: str | None = None, limit: int = 100) -> list[Run]:
+    """Return runs, newest first."""
+    query = select(Run).order_by(Run.id.desc()).limit(limit)
+    if model is not None:
+        query = query.where(Run.model == model)
+    return list(session.scalars(query))
+
+
+def _dataset(session: Session, digest: str) -> Dataset:
+    dataset = session.get(Dataset, digest)
+    if dataset is None:
+        raise NotFoundError("dataset", digest)
+    return dataset
+
+
+def _run(session: Session, request: TrainRequest, now: float) -> Run:
+    run = Run(
+        model=request.model,
+        trainer=request.trainer,
+        dataset=request.dataset,
+        holdout=request.holdout,
+        parameters=request.parameters,
+        seed=request.seed,
+        code="",
+        environment={},
+        state="running",
+        created_at=now,
+    )
+    session.add(run)
+    session.flush()
+    return run
+
+
+def _standing(session: Session, champion: Version) -> Json:
+    manifests = {
+        variant.name: variant.manifest
+        for variant in registry.variants(session, champion.id)
+        if variant.state == "verified"
+    }
+    return {"version": champion.version, "manifests": manifests}

@@ -1,0 +1,213 @@
+"""What the jobs `train`, `retrain` and `convert_and_register` do in their own process.
+
+Training and conversion are one job: a fitted model that no device can run is of no use. Nothing
+here touches the database; `outcome` takes the result in.
+"""
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from edgefleet_cloud import __version__
+from edgefleet_cloud.datasets import content
+from edgefleet_cloud.jobs.kinds import load
+from edgefleet_cloud.jobs.worker import Context
+from edgefleet_cloud.registry.registration import Registration, store_result
+from edgefleet_cloud.training.comparison import Comparison, compare
+from edgefleet_cloud.training.trainers import TRAINERS
+from edgefleet_cloud.values import Json
+from edgefleet_converters.pipeline import ConversionRequest, ConversionResult
+from edgefleet_converters.pipeline import convert as run_conversion
+from edgefleet_protocol.manifest import Lineage
+
+CODE = f"edgefleet-cloud {__version__}"
+# Share of the job's progress that belongs to training; measured on the digits CNN.
+_TRAINING_SHARE = 0.4
+
+
+class ConvertArguments(Struct, forbid_unknown_fields=True):
+    """Arguments of `convert_and_register`.
+
+    Attributes:
+        artifact: digest of the model file; `filename` says what it is.
+        sample: digest of the dataset of training rows.
+        ship: `training.service.Shipment` as JSON; used when the job is finished.
+    """
+
+    run_id: int
+    model: str
+    version: str
+    artifact: str
+    filename: str
+    sample: str
+    label: str | None
+    variants: list[str] | None
+    seed: int
+    ship: Json | None = None
+
+
+class TrainArguments(Struct, forbid_unknown_fields=True):
+    """Arguments of `train` and `retrain`.
+
+    Attributes:
+        dataset, holdout: digests; disjoint rows.
+        guard: digest of further rows to compare on, None for none.
+        champion: version and manifests (variant → digest) to compare with, None for no comparison.
+    """
+
+    run_id: int
+    model: str
+    version: str
+    trainer: str
+    parameters: Json
+    dataset: str
+    holdout: str
+    label: str
+    variants: list[str] | None
+    seed: int
+    guard: str | None = None
+    champion: Json | None = None
+
+
+class Result(Struct):
+    """What a job hands back.
+
+    Attributes:
+        artifact: digest of the fitted model file.
+        metrics: on held-out rows, and figures of the training.
+        environment: package → version that trained.
+        phases_s: phase → seconds.
+        comparison: with the champion on the same held-out rows, if asked for.
+        guard: likewise on the guard's rows.
+    """
+
+    run_id: int
+    artifact: str
+    metrics: dict[str, float]
+    environment: dict[str, str]
+    registration: Registration
+    phases_s: dict[str, float]
+    comparison: Comparison | None = None
+    guard: Comparison | None = None
+
+
+def convert(context: Context, **arguments: Any) -> Json:
+    """Convert and verify a model that was handed in."""
+    given = msgspec.convert(arguments, ConvertArguments)
+    path = _placed(context, given.artifact, given.filename)
+    lineage = Lineage(given.sample, str(given.run_id), "import", CODE)
+    request = ConversionRequest(
+        model_path=str(path),
+        sample_path=str(_placed(context, given.sample, f"dataset-{given.sample[:12]}")),
+        label=given.label,
+        variants=given.variants,
+        seed=given.seed,
+    )
+    result = run_conversion(request, context.progress)
+    registration = store_result(
+        context.store, result, model=given.model, version=given.version, lineage=lineage
+    )
+    answer = Result(
+        given.run_id, given.artifact, result.metrics, _environment(), registration, result.phases_s
+    )
+    return _json(answer)
+
+
+def train(context: Context, **arguments: Any) -> Json:
+    """Train a model, convert it, and compare it with the champion if asked to."""
+    given = msgspec.convert(arguments, TrainArguments)
+    table = content.read(context.store, given.dataset)
+
+    def training(fraction: float, step: str) -> None:
+        context.progress(_TRAINING_SHARE * fraction, step)
+
+    def converting(fraction: float, step: str) -> None:
+        context.progress(_TRAINING_SHARE + (1 - _TRAINING_SHARE) * fraction, step)
+
+    fit = load(TRAINERS[given.trainer].fit)
+    fitted = fit(table, given.label, given.parameters, given.seed, context.folder, training)
+    result = _convert_fitted(context, given, fitted.path, fitted.classes, converting)
+    lineage = Lineage(
+        given.dataset, str(given.run_id), given.trainer, CODE, _flat(given.parameters)
+    )
+    registration = store_result(
+        context.store, result, model=given.model, version=given.version, lineage=lineage
+    )
+    answer = Result(
+        given.run_id,
+        context.store.put_file(fitted.path),
+        {**fitted.facts, **result.metrics},
+        _environment(),
+        registration,
+        result.phases_s,
+    )
+    if given.champion is not None:
+        answer.comparison = compare(
+            context.store, given.champion, registration, given.holdout, given.label
+        )
+    if given.champion is not None and given.guard is not None:
+        answer.guard = compare(
+            context.store, given.champion, registration, given.guard, given.label
+        )
+    return _json(answer)
+
+
+def _convert_fitted(
+    context: Context,
+    given: TrainArguments,
+    path: Path,
+    classes: list[str] | None,
+    progress: Any,
+) -> ConversionResult:
+    request = ConversionRequest(
+        model_path=str(path),
+        sample_path=str(_placed(context, given.dataset, f"dataset-{given.dataset[:12]}")),
+        label=given.label,
+        holdout_path=str(_placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
+        variants=given.variants,
+        classes=classes,
+        seed=given.seed,
+    )
+    return run_conversion(request, progress)
+
+
+def _placed(context: Context, digest: str, name: str) -> Path:
+    """Return a path in the scratch folder to a stored file, under a name fit for errors."""
+    path = context.folder / name
+    path.symlink_to(context.store.path(digest))
+    return path
+
+
+def _environment() -> dict[str, str]:
+    """Return the versions of Python and of the packages loaded in this process that decide."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    packages = {
+        "numpy": "numpy", "sklearn": "scikit-learn", "skl2onnx": "skl2onnx", "keras": "keras",
+        "tensorflow": "tensorflow", "onnx": "onnx", "onnxruntime": "onnxruntime",
+    }  # fmt: skip
+    for module, package in packages.items():
+        loaded = sys.modules.get(module)
+        if loaded is not None:
+            version = getattr(loaded, "__version__", None)
+            found[package] = str(version or metadata.version(package))
+    return found
+
+
+def _flat(parameters: Json) -> dict[str, int | float | str | bool | None]:
+    """Return parameters as a manifest holds them: lists and mappings as JSON text."""
+    return {
+        name: value
+        if value is None or isinstance(value, int | float | str)
+        else msgspec.json.encode(value).decode()
+        for name, value in parameters.items()
+    }
+
+
+def _json(answer: Result) -> Json:
+    data: Json = msgspec.to_builtins(answer)
+    return data

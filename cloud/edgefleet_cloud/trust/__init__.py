@@ -1,0 +1,1 @@
+"""Keys and signed metadata: the hub's certificate authority, image and director repositories."""

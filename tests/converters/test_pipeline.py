@@ -1,0 +1,343 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from sklearn import datasets
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from edgefleet_converters import bundles, child, pipeline, verify
+from edgefleet_converters.conversion import ConversionRequest, Limits
+from edgefleet_converters.errors import (
+    BadInputError,
+    ChildCrashedError,
+    ChildError,
+    NothingVerifiedError,
+    UnsupportedError,
+)
+from edgefleet_converters.exports import Export, Made
+from edgefleet_converters.pipeline import ConversionResult, convert, write_bundle
+from edgefleet_protocol import manifest, sketch
+from edgefleet_protocol.manifest import Lineage, Signature, Tensor
+
+SaveModel = Callable[[object, str], str]
+SaveTable = Callable[[pd.DataFrame, str], str]
+
+
+def wine() -> pd.DataFrame:
+    frame: pd.DataFrame = datasets.load_wine(as_frame=True).frame
+    return frame
+
+
+def states(result: ConversionResult) -> dict[str, str]:
+    return {compiled.name: compiled.state for compiled in result.compiled}
+
+
+def test_a_forest_is_verified_and_int8_does_not_apply(
+    save_model: SaveModel, save_table: SaveTable
+) -> None:
+    frame = wine()
+    features, y = frame.drop(columns="target"), frame["target"]
+    model = save_model(RandomForestClassifier(20, random_state=0).fit(features, y), "wine.joblib")
+    steps: list[tuple[float, str]] = []
+    result = convert(
+        ConversionRequest(model, save_table(frame, "wine.csv"), "target"),
+        lambda fraction, text: steps.append((fraction, text)),
+    )
+    assert states(result) == {"onnx-fp32": "verified", "onnx-int8": "refused"}
+    assert "int8 does not apply" in result.compiled[1].reason
+    assert result.columns == list(features)
+    assert result.classes == ["0", "1", "2"]
+    # A quarter of 178 rows is held out.
+    assert result.metrics["rows"] == 44
+    measured = result.compiled[0].measured
+    assert measured is not None
+    assert (measured.score, measured.score_rows) == (result.metrics["accuracy"], 44)
+    assert measured.parity_max < 1e-6
+    fractions = [fraction for fraction, _ in steps]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], steps[-1]) == (0.0, (1.0, "done"))
+    profile = sketch.decode_profile(result.reference)
+    assert (profile.rows, sum(profile.predictions), sum(profile.confidences)) == (134, 134, 134)
+
+
+def test_a_pipeline_with_text_goes_through_to_a_bundle_that_verifies(
+    factory: pd.DataFrame, save_table: SaveTable, tmp_path: Path
+) -> None:
+    features = factory.drop(columns="service")
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    columns = ColumnTransformer(
+        [
+            ("numbers", numbers, ["temperature", "rpm"]),
+            ("names", OneHotEncoder(handle_unknown="ignore"), ["site", "maker"]),
+        ]
+    )
+    model = make_pipeline(columns, LogisticRegression()).fit(features, factory["service"])
+    skops.io.dump(model, tmp_path / "service.skops")
+    sample = save_table(factory, "sample.csv")
+    result = convert(ConversionRequest(str(tmp_path / "service.skops"), sample, "service"))
+    assert states(result)["onnx-fp32"] == "verified"
+    profile = sketch.decode_profile(result.reference)
+    assert [feature.kind for feature in profile.features] == ["numeric"] * 2 + ["categorical"] * 2
+    assert profile.features[3].vocabulary == ["ACME", "Borg"]
+    bundle = write_bundle(
+        result.verified[0], result.reference, model="service", version="4", lineage=Lineage(run="7")
+    )
+    assert manifest.decode(bundle.manifest_bytes) == bundle.manifest
+    bundles.save(bundle, tmp_path / "bundle")
+    read = bundles.load(tmp_path / "bundle")
+    assert read == bundle
+    made = Made(read.unpack("model"), read.manifest.signature, read.manifest.needs.runtime_min)
+    assert verify.golden_faults("onnxruntime", made, read.unpack("golden")) == []
+
+
+def test_a_small_network_gets_an_int8_variant(save_model: SaveModel, save_table: SaveTable) -> None:
+    X, y = datasets.load_digits(return_X_y=True)
+    network = MLPClassifier((64,), max_iter=60, random_state=0, early_stopping=True)
+    frame = pd.DataFrame(X, columns=[f"p{i}" for i in range(64)]).assign(digit=y)
+    held = frame.iloc[1300:]
+    model = save_model(make_pipeline(StandardScaler(), network).fit(X[:1300], y[:1300]), "m.joblib")
+    request = ConversionRequest(
+        model,
+        save_table(frame.iloc[:1300], "train.csv"),
+        "digit",
+        save_table(held, "held.csv"),
+        ["onnx-fp32", "onnx-int8", "tflite-fp32"],
+    )
+    result = convert(request)
+    assert states(result) == {
+        "onnx-fp32": "verified",
+        "onnx-int8": "verified",
+        "tflite-fp32": "refused",
+    }
+    float32, int8, tflite = result.compiled
+    assert result.metrics["rows"] == len(held)
+    assert len(int8.model) < len(float32.model)
+    assert tflite.reason == "is made from Keras models only; this is pickle"
+    assert sketch.decode_profile(result.reference).rows == 1300
+
+
+def test_without_labels_there_are_no_scores_but_parity(
+    save_model: SaveModel, save_table: SaveTable
+) -> None:
+    frame: pd.DataFrame = datasets.load_diabetes(as_frame=True).frame
+    features = frame.drop(columns="target")
+    fitted = RandomForestRegressor(10, random_state=0).fit(features, frame["target"])
+    model = save_model(fitted, "m.joblib")
+    result = convert(ConversionRequest(model, save_table(features, "s.csv")))
+    assert (result.task, result.metrics) == ("regression", {})
+    measured = result.verified[0].measured
+    assert measured is not None
+    assert (measured.score, measured.agreement) == (None, 1.0)
+    assert sketch.decode_profile(result.reference).rows == len(frame)
+
+
+def test_an_onnx_model_passes_through_as_it_is(
+    save_model: SaveModel, save_table: SaveTable, tmp_path: Path
+) -> None:
+    frame = wine()
+    features, y = frame.drop(columns="target"), frame["target"]
+    model = save_model(LogisticRegression(max_iter=9000).fit(features, y), "m.joblib")
+    sample = save_table(frame, "wine.csv")
+    first = convert(ConversionRequest(model, sample, "target")).verified[0]
+    path = tmp_path / "again.onnx"
+    path.write_bytes(first.model)
+    again = convert(ConversionRequest(str(path), sample, "target"))
+    assert again.task == "classification"
+    (compiled,) = again.verified
+    assert compiled.model == first.model
+    assert compiled.signature == first.signature
+
+
+def test_a_variant_over_its_limit_is_refused_and_so_is_the_model(
+    save_model: SaveModel, save_table: SaveTable
+) -> None:
+    frame = wine()
+    fitted = LogisticRegression(max_iter=9000).fit(frame.drop(columns="target"), frame["target"])
+    request = ConversionRequest(
+        save_model(fitted, "m.joblib"),
+        save_table(frame, "wine.csv"),
+        "target",
+        limits=Limits(parity=1e-12),
+    )
+    with pytest.raises(
+        NothingVerifiedError, match=r"onnx-fp32: a score is .* at most 1e-12"
+    ) as caught:
+        convert(request)
+    assert set(caught.value.refusals) == {"onnx-fp32", "onnx-int8"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ["onnx-fp16"]}, "unknown variants onnx-fp16; expected some of onnx-fp32"),
+        ({"variants": []}, r"unknown variants \(none given\)"),
+        ({"sparsity": 1.0}, "sparsity 1.0: expected a share between 0 and 1"),
+        ({"label": "missing"}, "no column 'missing'"),
+        ({"label": None, "holdout_path": "x.csv"}, "need a label column"),
+        ({"model_path": "none.joblib"}, "none.joblib: cannot be read"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused_at_once(
+    save_model: SaveModel, save_table: SaveTable, changes: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {
+        "model_path": save_model({}, "m.joblib"),
+        "sample_path": save_table(wine(), "wine.csv"),
+        "label": "target",
+    }
+    with pytest.raises(BadInputError, match=message):
+        convert(ConversionRequest(**(settings | changes)))
+
+
+def test_too_few_rows_to_hold_out_are_refused(save_model: SaveModel, save_table: SaveTable) -> None:
+    sample = save_table(wine().iloc[:3], "wine.csv")
+    with pytest.raises(BadInputError, match="3 rows are too few to hold a quarter out"):
+        convert(ConversionRequest(save_model({}, "m.joblib"), sample, "target"))
+
+
+def test_a_regression_label_that_is_text_is_named(
+    save_model: SaveModel, save_table: SaveTable
+) -> None:
+    frame: pd.DataFrame = datasets.load_diabetes(as_frame=True).frame
+    fitted = RandomForestRegressor(2).fit(frame.drop(columns="target"), frame["target"])
+    frame["target"] = "high"
+    request = ConversionRequest(
+        save_model(fitted, "m.joblib"), save_table(frame, "s.csv"), "target"
+    )
+    with pytest.raises(BadInputError, match="column 'label', data row 1: expected a number"):
+        convert(ConversionRequest(model, sample, "target"))
+
+
+class Killer:
+    """Unpickling this kills the process that does it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import os
+
+        return (os.abort, ())
+
+
+def test_a_pickle_that_kills_its_process_is_an_error_here(
+    save_model: SaveModel, save_table: SaveTable
+) -> None:
+    model, sample = save_model(Killer(), "m.joblib"), save_table(wine(), "wine.csv")
+    with pytest.raises(ChildCrashedError, match=r"m.joblib: the process was killed by SIGABRT"):
+        convert(ConversionRequest(model, sample, "target"))
+
+
+def test_a_variant_that_crashes_the_exporter_is_left_out(
+    save_table: SaveTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrating some recurrent models kills TensorFlow; the other variants still come."""
+    attempts: list[list[str]] = []
+
+    def crash_at_int8(what: str, function: object, *args: Any, **kwargs: Any) -> Export:
+        options = args[3]
+        attempts.append(list(options.variants))
+        for name in options.variants:
+            kwargs["progress"](0.5, name)
+            if name == "tflite-int8":
+                raise ChildCrashedError("the process was killed by SIGSEGV")
+        return Export("regression", ["a"], [], np.zeros((4, 1)), {})
+
+    monkeypatch.setattr(child, "run", crash_at_int8)
+    export = _export_of_keras(save_table, tmp_path)
+    assert attempts == [
+        ["onnx-fp32", "tflite-fp32", "tflite-int8", "onnx-pruned", "tflite-pruned"],
+        ["onnx-fp32", "tflite-fp32", "onnx-pruned", "tflite-pruned"],
+    ]
+    assert export.refused == {
+        "tflite-int8": "the converter failed: the process was killed by SIGSEGV"
+    }
+
+
+def test_an_exporter_that_crashes_before_any_variant_ends_the_conversion(
+    save_table: SaveTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*args: object, **kwargs: object) -> Export:
+        raise ChildCrashedError("killed")
+
+    monkeypatch.setattr(child, "run", crash)
+    with pytest.raises(ChildError, match="killed"):
+        _export_of_keras(save_table, tmp_path)
+
+
+def _export_of_keras(save_table: SaveTable, tmp_path: Path) -> Export:
+    sample = save_table(pd.DataFrame({"a": [1.0, 2, 3, 4]}), "s.csv")
+    request = ConversionRequest("m.keras", sample)
+    file = pipeline.sources.ModelFile("m.keras", "keras", 1)
+    work = pipeline._Work(request, file, lambda fraction, text: None)
+    return pipeline._export(work, pipeline.rows_of.read(request))
+
+
+def test_a_refused_variant_makes_no_bundle() -> None:
+    refused = pipeline.Compiled("onnx-int8", "onnxruntime", "refused", "too far off")
+    with pytest.raises(ValueError, match="onnx-int8 is not verified: too far off"):
+        write_bundle(refused, b"", model="m", version="1", lineage=Lineage())
+
+
+def test_bundles_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"manifest.json: cannot be read"):
+        bundles.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(BadInputError, match="no whole bundle: not a bundle manifest"):
+        bundles.load(tmp_path)
+
+
+def test_a_flipped_byte_in_a_blob_is_seen(tmp_path: Path) -> None:
+    signature = Signature(
+        "regression",
+        [Tensor("X", "float32", [None, 1], ["a"])],
+        [Tensor("y", "float32", [None, 1])],
+        "y",
+    )
+    compiled = pipeline.Compiled(
+        "onnx-fp32",
+        "onnxruntime",
+        "verified",
+        "",
+        b"model " * 50,
+        b"golden",
+        signature,
+        manifest.Needs("onnxruntime", "1.15"),
+        manifest.Measured(0.0, 1.0, 1.0),
+    )
+    bundle = write_bundle(compiled, b"reference", model="m", version="1", lineage=Lineage())
+    bundles.save(bundle, tmp_path)
+    blob = tmp_path / bundle.manifest.file("model").transfer.digest
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(BadInputError, match="model blob differs from its digest"):
+        bundles.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("broken_inputs/trunc50_keypoint.onnx", BadInputError, "truncated, or no ONNX model"),
+        ("broken_inputs/ov_external_file_not_found.onnx", UnsupportedError, "lie in other files"),
+        ("broken_inputs/lfs_pointer_maskrcnn.onnx", BadInputError, "git-LFS pointer"),
+        ("gesture_onnx/keypoint_classifier.onnx", UnsupportedError, "no output holds scores"),
+    ],
+)
+def test_real_files_that_cannot_be_shipped_are_refused(
+    shared_models: Path,
+    save_table: SaveTable,
+    name: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    sample = save_table(wine(), "wine.csv")
+    with pytest.raises(error, match=message):
+        convert(ConversionRequest(str(shared_models / name), sample, "target"))
