@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 export UV_HTTP_TIMEOUT ?= 300
+# Child processes import TensorFlow and scikit-learn again and again: compile them once, here.
+export UV_COMPILE_BYTECODE := 1
 
 PYTHON := .venv/bin/python
 MEMBERS := protocol agent converters cloud

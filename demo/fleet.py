@@ -75,6 +75,12 @@ class Process:
         if self._child.poll() is None:
             self._child.terminate()
 
+    def kill(self) -> None:
+        """End the process with SIGKILL, as a power cut would."""
+        self._child.kill()
+        self._child.wait()
+        self._log.close()
+
     def wait(self) -> None:
         """Wait for the end; kill the process if it takes too long."""
         try:
@@ -92,13 +98,30 @@ class Hub:
     process: Process
     client: Client
     home: Path
+    api_port: int
     mqtt_port: int
 
+    def stop(self) -> None:
+        """Ask the hub to end, and wait for it."""
+        self.client.close()
+        self.process.terminate()
+        self.process.wait()
 
-def start_hub(folder: Path) -> Hub:
-    """Run `edgefleet up` on free ports and wait until it answers."""
+    def kill(self) -> None:
+        """End the hub with SIGKILL; its broker lives on."""
+        self.client.close()
+        self.process.kill()
+
+
+def start_hub(folder: Path, ports: tuple[int, int] | None = None) -> Hub:
+    """Run `edgefleet up` and wait until it answers.
+
+    Args:
+        folder: the hub's home is `hub` in it.
+        ports: of the API and of the broker; free ones by default.
+    """
     home = folder / "hub"
-    api_port, mqtt_port = _free_ports(2)
+    api_port, mqtt_port = ports or _free_ports()
     process = Process(
         folder / "hub.log",
         [
@@ -115,14 +138,18 @@ def start_hub(folder: Path) -> Hub:
 
     def answers() -> Client | None:
         process.check()
+        if not (home / "client.json").exists():
+            return None
+        client = open_client(Target(home=home), {})
         try:
-            client = open_client(Target(home=home), {})
             client.get("/v1/health")
         except CliError:
+            client.close()
             return None
         return client
 
-    return Hub(process, wait_for("the hub's start", answers, timeout_s=60), home, mqtt_port)
+    client = wait_for("the hub's start", answers, timeout_s=60)
+    return Hub(process, client, home, api_port, mqtt_port)
 
 
 class Camera:
@@ -206,16 +233,11 @@ def stop(hub: Hub | None, cameras: Iterable[Camera]) -> None:
     for process in agents:
         process.wait()
     if hub:
-        hub.process.terminate()
-        hub.process.wait()
+        hub.stop()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return int(first.getsockname()[1]), int(second.getsockname()[1])

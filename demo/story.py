@@ -267,10 +267,13 @@ class Story:
         return None
 
     def _serving(self, device: str) -> str | None:
+        return self._reported(device).get("version")
+
+    def _reported(self, device: str) -> Json:
         for model in self._api.get(f"/v1/devices/{device}")["models"]:
-            if model["model"] == MODEL and model["reported"]:
-                return str(model["reported"]["version"])
-        return None
+            if model["model"] == MODEL:
+                return model["reported"] or {}
+        return {}
 
     def _windows_since(self, since: float, version: str, count: int) -> None:
         def seen() -> bool | None:
@@ -284,11 +287,20 @@ class Story:
         self._wait(f"{count} windows of every camera", seen, 60)
 
     def _tampered(self, victim: Camera) -> None:
-        variant = "onnx-pruned" if victim.runtime == "onnxruntime" else "tflite-pruned"
+        held = self._reported(victim.name)
         found = self._api.get(f"/v1/models/{MODEL}/versions/2")
-        bundle = next(v["manifest"] for v in found["variants"] if v["name"] == variant)
+        # A variant that the camera can run and does not hold, so that it has to be fetched.
+        variant = next(
+            v
+            for v in found["variants"]
+            if v["state"] == "verified"
+            and v["runtime"] == victim.runtime
+            and v["name"] != held.get("variant")
+        )
         store = Store(self._hub.home / "store")
-        path = store.path(manifest.decode(store.read(bundle)).file("model").transfer.digest)
+        path = store.path(
+            manifest.decode(store.read(variant["manifest"])).file("model").transfer.digest
+        )
         former = attacks.flip_a_byte(path)
         rollout = self._api.post(
             "/v1/rollouts",
@@ -297,7 +309,7 @@ class Story:
                 "version": "2",
                 "to": f"device:{victim.name}",
                 "strategy": "direct",
-                "variant": variant,
+                "variant": variant["name"],
                 "order": ORDER,
             },
         )

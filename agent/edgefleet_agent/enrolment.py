@@ -125,8 +125,7 @@ def enrol(
     }
     granted = _redeem(url, ca_pem, request)
     _check_granted(granted, claim.device, key.public_key())
-    if identity.is_enrolled(store):
-        _forget_other_hub(store, granted.director_root.encode())
+    _forget_other_hub(store, granted.director_root.encode())
     hub = identity.Hub(granted.device, granted.mqtt_host, granted.mqtt_port, url)
     identity.save(
         store,
@@ -240,7 +239,8 @@ def _forget_other_hub(store: Path, director_root: bytes) -> None:
 
     Sequences and release numbers of two hubs have nothing to do with one another.
     """
-    if identity.load(store).director_root == director_root:
+    known = store / identity.FOLDER / identity.DIRECTOR_ROOT
+    if known.is_file() and known.read_bytes() == director_root:
         return
     for name in ("trust", "models", "files", "parts"):
         shutil.rmtree(store / name, ignore_errors=True)

@@ -13,6 +13,7 @@ from edgefleet_agent import files
 from edgefleet_agent.errors import EnrolmentError
 
 FOLDER = "identity"
+DIRECTOR_ROOT = "director-root.json"
 
 
 class Hub(Struct, frozen=True):
@@ -67,7 +68,7 @@ def load(store: Path) -> Identity:
             folder / "device.pem",
             folder / "ca.pem",
             (folder / "image-root.json").read_bytes(),
-            (folder / "director-root.json").read_bytes(),
+            (folder / DIRECTOR_ROOT).read_bytes(),
         )
     except (OSError, msgspec.DecodeError) as error:
         raise EnrolmentError(
@@ -95,5 +96,5 @@ def save(
     files.replace(folder / "device.pem", certificate)
     files.replace(folder / "ca.pem", ca)
     files.replace(folder / "image-root.json", image_root)
-    files.replace(folder / "director-root.json", director_root)
+    files.replace(folder / DIRECTOR_ROOT, director_root)
     files.replace(folder / "hub.json", msgspec.json.format(msgspec.json.encode(hub)))

@@ -4,7 +4,7 @@ Rules:
 
 1. The link is up when the broker has *granted* every subscription; a SUBACK may refuse one.
 2. Everything goes out at QoS 0: what must arrive is repeated by the outbox or asked for again.
-3. A lost connection is tried again for ever, ever more slowly up to two minutes, with jitter, so
+3. A lost connection is tried again for ever, ever more slowly up to a minute, with jitter, so
    that a fleet does not come back in one moment.
 4. What is longer than its topic allows is dropped here and told about; the inbox is bounded, so a
    flood costs messages, never memory.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 1.0
-LAST_BACKOFF_S = 120.0
+LAST_BACKOFF_S = 60.0
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 15.0
 # As `trust.MAX_ROLE_BYTES`; everything else is a message of the codec.

@@ -154,6 +154,7 @@ class Recorder:
         self._labelled = bytearray(self._length)
         self._next = 0
         self._flushed = 0
+        self._answered = 0
         self._first_id = secrets.randbits(62 - _COUNT_BITS) << _COUNT_BITS
         self._lock = threading.Lock()
         self._totals = self._fresh()
@@ -250,6 +251,20 @@ class Recorder:
         totals = self._totals
         self._counter.count(self._ring[part], totals)
         totals.rows += count
+        self._flushed = self._next
+        if self._next % self._length == 0:
+            self._count_answers()
+        if self._next % FLUSH_ROWS == 0:
+            ahead = self._next % self._length
+            self._labelled[ahead : ahead + FLUSH_ROWS] = bytes(FLUSH_ROWS)
+
+    def _count_answers(self) -> None:
+        """Count latencies, classes and confidences: once a window or once around the ring."""
+        start, count = self._answered % self._length, self._next - self._answered
+        if count == 0:
+            return
+        part = slice(start, start + count)
+        totals = self._totals
         exponents = np.frexp(np.frombuffer(self._latencies)[part])[1]
         bins = np.clip(exponents - 1, 0, LATENCY_BINS - 1)
         totals.latency_us += np.bincount(bins, minlength=LATENCY_BINS)
@@ -259,12 +274,10 @@ class Recorder:
             totals.predictions += np.bincount(classes, minlength=known + 1)[:known]
             confident = sketch.confidence_bin(np.frombuffer(self._confidences)[part])
             totals.confidences += np.bincount(confident, minlength=sketch.CONFIDENCE_BINS)
-        self._flushed = self._next
-        if self._next % FLUSH_ROWS == 0:
-            ahead = self._next % self._length
-            self._labelled[ahead : ahead + FLUSH_ROWS] = bytes(FLUSH_ROWS)
+        self._answered = self._next
 
     def _close(self) -> None:
+        self._count_answers()
         end = self._clock()
         samples = self._keeper.take(self.slot) if self._keeper else []
         self._on_window(

@@ -29,11 +29,13 @@ class Data:
         features: training rows first, then those held out.
         labels: of all rows, `(n,)`; None without a label.
         training: number of training rows.
+        label: name of the label column, for error texts.
     """
 
     features: Table
     labels: Column | None
     training: int
+    label: str = ""
 
     @property
     def training_rows(self) -> NDArray[np.int64]:
@@ -58,7 +60,7 @@ class Data:
             return None
         if task == "classification":
             return answers.class_indices(self.labels, classes).astype(np.float64)
-        return Table(self.features.source, {"label": self.labels}).numbers("label")
+        return Table(self.features.source, {self.label: self.labels}).numbers(self.label)
 
 
 def read(request: ConversionRequest) -> Data:
@@ -86,4 +88,4 @@ def read(request: ConversionRequest) -> Data:
                 " held-out rows"
             )
         rows = sample.take(np.random.default_rng(request.seed).permutation(len(sample)))
-    return Data(rows.without(label), rows.column(label), training)
+    return Data(rows.without(label), rows.column(label), training, label)

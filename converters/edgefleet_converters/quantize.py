@@ -6,6 +6,7 @@ int8, each with MinMax calibration. Dynamic quantization is not tried: for convo
 probabilities to 1/256 loses the order of near answers.
 """
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -99,7 +100,9 @@ def _prepare(model: bytes, folder: Path) -> Path:
     raw, prepared = folder / "raw.onnx", folder / "prepared.onnx"
     raw.write_bytes(model)
     try:
-        quant_pre_process(raw, prepared)
+        # Where it fails, symbolic shape inference leaves a file in the current folder.
+        with contextlib.chdir(folder):
+            quant_pre_process(raw, prepared)
     except Exception:  # symbolic shape inference knows not all operators, and says so by any type
         quant_pre_process(raw, prepared, skip_symbolic_shape=True)
     return prepared

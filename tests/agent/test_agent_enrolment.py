@@ -1,7 +1,6 @@
-"""Enrolment against a real TLS server: the pinned CA, the answer that is checked, the exit codes."""
+"""Enrolment against a real TLS server: the pinned CA, the checked answer, the exit codes."""
 
 import json
-import os
 import ssl
 import stat
 import threading
@@ -162,7 +161,7 @@ def test_a_claim_becomes_an_identity(
     known = identity.load(store)
     assert known.hub == identity.Hub("cam-1", "127.0.0.1", 8883, hub_server.url)
     assert known.image_root == hub_server.image.roots[0]
-    assert stat.S_IMODE(os.stat(known.key).st_mode) == 0o600
+    assert stat.S_IMODE(known.key.stat().st_mode) == 0o600
     key = serialization.load_pem_private_key(known.key.read_bytes(), None)
     issued = x509.load_pem_x509_certificate(known.certificate.read_bytes())
     assert issued.public_key() == key.public_key()

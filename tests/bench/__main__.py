@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.table import Table
+
 from tests.bench.metric import Metric
 
 FOLDER = Path("build/bench")

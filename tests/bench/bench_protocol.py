@@ -4,9 +4,9 @@ import json
 
 import msgspec
 import numpy as np
-from tests.bench.metric import Metric, microseconds
 
 from edgefleet_protocol import codec, messages, sketch
+from tests.bench.metric import Metric, microseconds
 
 FEATURES, ROWS = 18, 500
 

@@ -18,6 +18,7 @@ from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.jobs import runner as runner_module
 from edgefleet_cloud.jobs import service
 from edgefleet_cloud.jobs.kinds import Kind
+from edgefleet_cloud.jobs.processes import LocalProcesses
 from edgefleet_cloud.jobs.runner import JobRunner
 from edgefleet_cloud.storage import Store
 
@@ -36,7 +37,7 @@ def double(context, *, number):
     return {"number": 2 * number, "pid": os.getpid(), "digest": context.store.put(b"result")}
 
 def wait_for(context, *, path):
-    context.progress(0.25, "waiting")
+    context.progress(0.25, f"waiting for {context.folder}/model.joblib")
     while not Path(path).exists():
         time.sleep(0.01)
     return {}
@@ -165,7 +166,7 @@ def test_a_job_runs_in_another_process_and_keeps_its_result(rig: Rig) -> None:
 
 def test_progress_is_persisted_while_the_job_runs(rig: Rig, tmp_path: Path) -> None:
     job_id = rig.submit("wait_for", path=str(tmp_path / "go"))
-    rig.tick_until(lambda: rig.job(job_id).step == "waiting")
+    rig.tick_until(lambda: rig.job(job_id).step == "waiting for model.joblib")
     assert (rig.job(job_id).progress, rig.job(job_id).state) == (0.25, JobState.RUNNING)
     (tmp_path / "go").touch()
     rig.tick_until(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
@@ -246,7 +247,7 @@ def test_no_more_jobs_run_at_once_than_allowed(rig: Rig, tmp_path: Path) -> None
 
 def test_a_job_past_its_deadline_is_killed_and_fails(rig: Rig, tmp_path: Path) -> None:
     job_id = rig.submit("wait_for", path=str(tmp_path / "never"))
-    rig.tick_until(lambda: rig.job(job_id).step == "waiting")
+    rig.tick_until(lambda: rig.job(job_id).step == "waiting for model.joblib")
     rig.now += 60.0
     rig.runner.tick()
     assert rig.job(job_id).state == JobState.RUNNING
@@ -259,7 +260,7 @@ def test_stopping_the_hub_kills_its_workers_and_queues_their_jobs_again(
     rig: Rig, tmp_path: Path
 ) -> None:
     job_id = rig.submit("wait_for", path=str(tmp_path / "go"))
-    rig.tick_until(lambda: rig.job(job_id).step == "waiting")
+    rig.tick_until(lambda: rig.job(job_id).step == "waiting for model.joblib")
     worker = worker_of(rig)
     rig.runner.close()
     assert not worker.is_running()
@@ -282,7 +283,23 @@ def test_a_job_that_has_brought_down_three_hubs_is_not_started_again(rig: Rig) -
         job.state, job.owner, job.attempts = JobState.RUNNING, "a hub before", 3
     rig.runner.tick()
     assert rig.job(job_id).state == JobState.FAILED
-    assert rig.job(job_id).error == "the hub that ran it was stopped, 3 times"
+    assert rig.job(job_id).error == "its process is gone, 3 times"
+
+
+def test_a_job_whose_process_cannot_be_started_is_tried_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = rig.submit("double", number=2)
+
+    def fail(*_: object) -> None:
+        raise OSError("no process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalProcesses, "submit", fail)
+        with pytest.raises(OSError, match="no process"):
+            rig.runner.tick()
+    rig.tick_until(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
+    assert rig.job(job_id).attempts == 2
 
 
 def test_a_job_of_a_kind_that_this_hub_does_not_know_fails(rig: Rig) -> None:

@@ -58,8 +58,9 @@ def test_the_p_value_of_classes_is_the_exact_binomial_one(better: int, worse: in
 
 
 @pytest.mark.parametrize(
-    ("gain", "se", "p"), [(0.2, 0.1, 0.0228), (0.0, 0.1, 0.5), (0.2, 0.0, 1.0), (0.2, float("inf"), 1.0)]
-)  # fmt: skip
+    ("gain", "se", "p"),
+    [(0.2, 0.1, 0.0228), (0.0, 0.1, 0.5), (0.2, 0.0, 1.0), (0.2, float("inf"), 1.0)],
+)
 def test_the_p_value_of_a_regression_comes_from_the_mean_gain(
     gain: float, se: float, p: float
 ) -> None:

@@ -394,6 +394,7 @@ def test_a_shifted_world_gives_a_challenger_that_beats_the_champion_on_its_own_r
         dataset=base,
         holdout=holdout,
         parameters={"estimator": "LogisticRegression"},
+        variants=["onnx-fp32"],
     )
     with database.write() as session:
         job = training.start_training(session, request, clock())
@@ -403,7 +404,8 @@ def test_a_shifted_world_gives_a_challenger_that_beats_the_champion_on_its_own_r
         rollouts.create(session, "digits", "1", "all", "direct", clock())
     recipe = {
         "trainer": "sklearn",
-        "parameters": {"estimator": "RandomForestClassifier"},
+        "parameters": {"estimator": "DecisionTreeClassifier"},
+        "variants": ["onnx-fp32"],
         "min_samples": 200,
         "max_loss": 0.1,
     }

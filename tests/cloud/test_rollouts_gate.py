@@ -79,6 +79,7 @@ def test_labelled_rows_before_judging(labelled: int, expected: str) -> None:
 def test_devices_that_must_have_reported(devices: int, expected: str) -> None:
     statistics = replace(stage(devices=devices), confirmed=10)
     assert verdict(statistics, min_reporting=0.5) == expected
+    assert verdict(statistics, min_reporting=0.5, min_rows=0) == "proceed"
 
 
 @pytest.mark.parametrize(("soaked", "expected"), [(59.9, "wait"), (60.0, "proceed")])

@@ -211,10 +211,8 @@ def test_a_regression_label_that_is_text_is_named(
     frame: pd.DataFrame = datasets.load_diabetes(as_frame=True).frame
     fitted = RandomForestRegressor(2).fit(frame.drop(columns="target"), frame["target"])
     frame["target"] = "high"
-    request = ConversionRequest(
-        save_model(fitted, "m.joblib"), save_table(frame, "s.csv"), "target"
-    )
-    with pytest.raises(BadInputError, match="column 'label', data row 1: expected a number"):
+    model, sample = save_model(fitted, "m.joblib"), save_table(frame, "s.csv")
+    with pytest.raises(BadInputError, match="column 'target', data row 1: expected a number"):
         convert(ConversionRequest(model, sample, "target"))
 
 

@@ -23,6 +23,30 @@ except ImportError:  # no wheel for this processor
     from tflite_runtime.interpreter import Interpreter
 
 
+class _Port:
+    """An input or output tensor: its place, and its scale if it holds quantized integers."""
+
+    def __init__(self, detail: Any) -> None:
+        self.index = int(detail["index"])
+        self._dtype = np.dtype(detail["dtype"])
+        scale, self._zero = detail["quantization"]
+        self.scale = float(scale) if self._dtype.kind in "iu" else 0.0
+
+    def quantize(self, tensor: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return floats as the integers that the model takes; integers as they are."""
+        if tensor.dtype.kind != "f":
+            return tensor
+        limits = np.iinfo(self._dtype)
+        steps = np.rint(tensor.astype(np.float32) / self.scale) + self._zero
+        inside = np.clip(np.nan_to_num(steps), limits.min, limits.max)
+        quantized: NDArray[np.generic] = inside.astype(self._dtype)
+        return quantized
+
+    def dequantize(self, output: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return the numbers that the integers stand for."""
+        return (output.astype(np.float32) - np.float32(self._zero)) * np.float32(self.scale)
+
+
 class LiteRtSession:
     """One TFLite model. An interpreter has one set of tensors, so calls take turns."""
 
@@ -43,8 +67,8 @@ class LiteRtSession:
                 f"the model has {[(sorted(i), sorted(o)) for i, o in named]}; the manifest names"
                 f" {sorted(wanted)} and {signature.score_output!r}"
             )
-        self._inputs = inputs
-        self._output = outputs[signature.score_output]
+        self._inputs = [(name, _Port(detail)) for name, detail in inputs.items()]
+        self._output = _Port(outputs[signature.score_output])
         # Rows that one call takes: None for any number, else what the model was built for.
         if any(len(detail["shape"]) == 0 for detail in inputs.values()):
             raise ModelError("an input of the model has no batch dimension")
@@ -68,14 +92,17 @@ class LiteRtSession:
     def _invoke(self, tensors: Tensors, rows: int) -> NDArray[np.generic]:
         interpreter = self._interpreter
         if rows != self._rows:
-            for name, detail in self._inputs.items():
-                interpreter.resize_tensor_input(detail["index"], tensors[name].shape)
+            self._rows = 0  # should the resizing fail, it is done again
+            for name, port in self._inputs:
+                interpreter.resize_tensor_input(port.index, tensors[name].shape)
             interpreter.allocate_tensors()
             self._rows = rows
-        for name, detail in self._inputs.items():
-            interpreter.set_tensor(detail["index"], _quantized(tensors[name], detail))
+        for name, port in self._inputs:
+            tensor = tensors[name]
+            interpreter.set_tensor(port.index, port.quantize(tensor) if port.scale else tensor)
         interpreter.invoke()
-        return _dequantized(interpreter.get_tensor(self._output["index"]), self._output)
+        output = interpreter.get_tensor(self._output.index)
+        return self._output.dequantize(output) if self._output.scale else output
 
     def _invoke_in_pieces(self, tensors: Tensors, rows: int, size: int) -> NDArray[np.generic]:
         """Run a model of a fixed batch; the last piece is filled up with its own last row."""
@@ -108,23 +135,3 @@ def _named_details(interpreter: Any) -> list[tuple[dict[str, Any], dict[str, Any
                 ),
             )
     return found
-
-
-def _quantized(tensor: NDArray[np.generic], detail: Any) -> NDArray[np.generic]:
-    """Return floats as the integers that the model takes; anything else as it is."""
-    scale, zero = detail["quantization"]
-    wanted = np.dtype(detail["dtype"])
-    if tensor.dtype.kind != "f" or wanted.kind not in "iu" or not scale:
-        return tensor
-    limits = np.iinfo(wanted)
-    steps = np.rint(tensor.astype(np.float32) / scale) + zero
-    inside = np.clip(np.nan_to_num(steps), limits.min, limits.max)
-    quantized: NDArray[np.generic] = inside.astype(wanted)
-    return quantized
-
-
-def _dequantized(output: NDArray[np.generic], detail: Any) -> NDArray[np.generic]:
-    scale, zero = detail["quantization"]
-    if output.dtype.kind not in "iu" or not scale:
-        return output
-    return (output.astype(np.float32) - np.float32(zero)) * np.float32(scale)

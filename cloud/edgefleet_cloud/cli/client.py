@@ -42,6 +42,10 @@ class Client:
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
     def get(self, path: str, **query: Any) -> Any:
         """Return the JSON answer of `GET path`; query values that are None are left out.
 

@@ -5,12 +5,15 @@ Files (datasets, models, manifests, transfer blobs) are in the content-addressed
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-Json = dict[str, Any]
+from edgefleet_cloud.values import Json
+
+# Bytes, seeds and row totals outgrow PostgreSQL's 32-bit integer.
+Big = Annotated[int, mapped_column(BigInteger)]
 
 
 class Base(DeclarativeBase):
@@ -64,7 +67,7 @@ class Run(Base):
     dataset: Mapped[str | None] = mapped_column(ForeignKey("datasets.digest"))
     holdout: Mapped[str | None] = mapped_column(ForeignKey("datasets.digest"))
     parameters: Mapped[Json]
-    seed: Mapped[int]
+    seed: Mapped[Big]
     code: Mapped[str] = mapped_column(String(200))
     environment: Mapped[Json]
     metrics: Mapped[Json] = mapped_column(default=dict)
@@ -143,8 +146,8 @@ class Variant(Base):
     measured: Mapped[Json]
     needs: Mapped[Json]
     model_digest: Mapped[str | None] = mapped_column(String(64))
-    model_bytes: Mapped[int]
-    transfer_bytes: Mapped[int]
+    model_bytes: Mapped[Big]
+    transfer_bytes: Mapped[Big]
     manifest: Mapped[str | None] = mapped_column(String(64))
 
 
@@ -181,7 +184,6 @@ class Device(Base):
         labels: free key → value, for groups and cohorts (`site` → `north`).
         boot, sequence: of the newest state message; an older one is ignored.
         reported: `messages.State` as JSON, {} before the first.
-        store: name of the device's store, as last seen in a report.
     """
 
     __tablename__ = "devices"
@@ -189,7 +191,7 @@ class Device(Base):
     state: Mapped[str] = mapped_column(String(16))
     board: Mapped[str] = mapped_column(String(64), default="")
     runtimes: Mapped[Json] = mapped_column(default=dict)
-    memory_bytes: Mapped[int] = mapped_column(default=0)
+    memory_bytes: Mapped[Big] = mapped_column(default=0)
     labels: Mapped[Json] = mapped_column(default=dict)
     agent_version: Mapped[str] = mapped_column(String(64), default="")
     certificate_serial: Mapped[str | None] = mapped_column(String(64))
@@ -264,9 +266,9 @@ class ReportRecord(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
     store: Mapped[str] = mapped_column(String(64))
-    number: Mapped[int]
+    number: Mapped[Big]
     kind: Mapped[str] = mapped_column(String(16))
-    payload_bytes: Mapped[int]
+    payload_bytes: Mapped[Big]
     at: Mapped[float]
     received_at: Mapped[float]
 
@@ -334,7 +336,7 @@ class ResultRecord(Base):
     manifest: Mapped[str] = mapped_column(String(64))
     outcome: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str]
-    bytes_fetched: Mapped[int]
+    bytes_fetched: Mapped[Big]
     seconds: Mapped[float]
     at: Mapped[float]
 
@@ -455,7 +457,7 @@ class Watch(Base):
     flags: Mapped[Json] = mapped_column(default=dict)
     looked_at: Mapped[float | None]
     quiet_after: Mapped[float]
-    rows: Mapped[int] = mapped_column(default=0)
+    rows: Mapped[Big] = mapped_column(default=0)
     malformed: Mapped[int] = mapped_column(default=0)
 
 

@@ -6,7 +6,8 @@ Rules:
 2. A job's effect on the database and its state `succeeded` are one transaction.
 3. An error that the work raised is final: the same input would raise it again.
 4. A process that died is not the work's answer: the job is queued again, up to three attempts.
-   So is a running job of another boot id, for its hub is gone (two hubs cannot share a home).
+   So is a job marked running that this runner does not hold: the hub that started it is gone
+   (two hubs cannot share a home), or its process could not be started.
 5. A job that runs longer than its deadline is killed, and fails for good.
 6. When the hub stops, its running jobs are queued again, and the attempt is not counted.
 """
@@ -133,13 +134,16 @@ class JobRunner:
         return True
 
     def _adopt_orphans(self) -> None:
-        orphans = select(Job).where(Job.state == JobState.RUNNING, Job.owner != self.boot)
+        # Of a hub that is gone; or of this one, where the process could not be started.
+        orphans = select(Job).where(
+            Job.state == JobState.RUNNING, Job.id.not_in(list(self._running))
+        )
         with self._database.read() as session:
             if session.scalar(orphans.limit(1)) is None:
                 return
         with self._database.write() as session:
             for job in session.scalars(orphans):
-                self._requeue(session, job, "the hub that ran it was stopped")
+                self._requeue(session, job, "its process is gone")
 
     # --- watching -----------------------------------------------------------------------------
 

@@ -45,7 +45,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: a result, or an error for a person with its traceback."""
+    """How an attempt ended: a result, or an error for a person.
+
+    Attributes:
+        trace: traceback of an error that the work did not foresee.
+    """
 
     result: Json | None = None
     error: str | None = None
@@ -73,7 +77,8 @@ class Context:
         self._next_at = now + _PROGRESS_PAUSE_S
         path = self.folder / "progress.json"
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"fraction": fraction, "step": step}), encoding="utf-8")
+        said = {"fraction": fraction, "step": _without_folder(step, self.folder)}
+        draft.write_text(json.dumps(said), encoding="utf-8")
         draft.replace(path)
 
 
@@ -82,9 +87,7 @@ def perform(task: Task) -> Outcome:
     try:
         result = load(task.work)(Context(task), **task.arguments)
     except _SPOKEN as error:
-        # The scratch folder is nobody's business; the file's own name is.
-        text = str(error).replace(f"{task.folder}/", "")
-        return Outcome(error=text, trace=traceback.format_exc())
+        return Outcome(error=_without_folder(str(error), task.folder))
     except Exception as error:
         # The boundary of the process: whatever the work raised becomes the job's outcome.
         text = f"{type(error).__name__}: {error}"
@@ -99,3 +102,8 @@ def read_progress(folder: Path) -> tuple[float, str] | None:
     except FileNotFoundError:
         return None
     return min(max(float(said["fraction"]), 0.0), 1.0), str(said["step"])[:200]
+
+
+def _without_folder(text: str, folder: Path) -> str:
+    """Return `text` without the scratch folder, so that files appear under their own names."""
+    return text.replace(f"{folder}/", "")

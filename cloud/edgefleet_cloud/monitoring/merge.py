@@ -126,7 +126,7 @@ def decode(
     Args:
         profile: of the version that the window names.
         reference: digest of the profile that the device says it has used.
-        start: of the window, Unix seconds.
+        start: of the window, Unix seconds; not after `end`.
         end: likewise.
         rows: of the window.
         counts: as packed by the device.

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, or_, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session, undefer
 
 from edgefleet_cloud.database.models import (
@@ -34,8 +34,12 @@ from edgefleet_protocol.errors import MalformedError, ProtocolError
 
 # A window of 64 features takes about 4 ms; a tick must stay short.
 WINDOWS_A_TICK = 250
-# So many flagged devices are compared with each other; more would show nothing else.
-MAX_COMPARED = 256
+# So many flagged devices give figures and are compared with each other (0.4 ms each).
+MAX_COMPARED = 64
+# A window that claims to be longer was not; the device's clock was set in the middle of it.
+MAX_WINDOW_S = 86_400.0
+# Up to here a verdict's list of devices is always exact.
+LISTED_DEVICES = 50
 # For figures over time.
 MAX_WINDOWS = 50_000
 BUCKETS = 60
@@ -182,7 +186,7 @@ def _decode(
                 profile,
                 reference=window.reference,
                 # The hub's time: a device's clock may be wrong by years.
-                start=window.received_at - (window.end - window.start),
+                start=window.received_at - min(max(window.end - window.start, 0.0), MAX_WINDOW_S),
                 end=window.received_at,
                 rows=window.rows,
                 counts=window.counts,
@@ -286,12 +290,17 @@ def _views(
         .where(*members)
         .order_by(Watch.device_id)
     ).all()
-    # Of these the figures are shown, and the shifted ones are compared with each other.
+    # Of these the figures are shown, and the shifted ones are compared with each other; stuck
+    # ones first, because there are few of them.
     flagged = select(Watch.device_id, Watch.memory).where(
         *members, Watch.state.in_(("stuck", "shifted", "unlike"))
     )
     sketches = {}
-    for device, packed in session.execute(flagged.order_by(Watch.state).limit(MAX_COMPARED)):
+    order = (
+        case((Watch.state == "stuck", 0), (Watch.state == "shifted", 1), else_=2),
+        Watch.device_id,
+    )
+    for device, packed in session.execute(flagged.order_by(*order).limit(MAX_COMPARED)):
         latest = msgspec.msgpack.decode(packed, type=watch.Memory).latest
         if latest is not None:
             sketches[device] = merge.unpack(latest, profile)
@@ -310,9 +319,15 @@ def _views(
 
 
 def _essence(finding: verdict.Finding) -> tuple[Any, ...]:
-    """Return what makes a finding another one; its figures change with every look."""
-    names = frozenset(figure.name for figure in finding.features)
-    return finding.scope, finding.kind, tuple(finding.devices), names, finding.label
+    """Return what makes a finding another one, worth a verdict of its own.
+
+    Figures and features change a little with every look, and a large group by a device at a time:
+    it counts as another one when it has grown or shrunk by about a quarter.
+    """
+    head = (finding.scope, finding.kind, finding.label)
+    if len(finding.devices) <= LISTED_DEVICES:
+        return *head, tuple(finding.devices)
+    return *head, round(math.log(len(finding.devices)) / math.log(1.25))
 
 
 # --- what the API shows ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A drift alarm needs both: a test says that a difference is no accident, an effect size that it is
 worth acting on. With many rows every harmless difference is significant, with few every PSI is
-large (`docs/monitoring.md`).
+large.
 """
 
 import numpy as np
@@ -49,9 +49,16 @@ def p_values(sample: Counts, reference: Counts) -> Floats:
     return p
 
 
-def effect(sample: Counts, reference: Counts) -> Floats:
-    """Return PSI on 16 bins less what it is expected to be without drift, `(n_features,)`."""
-    return drift.psi(sample, reference) - drift.psi_null(sample, reference)
+def effect(sample: Counts, reference: Counts, design: float = 1.0) -> Floats:
+    """Return PSI on 16 bins less what it is expected to be without drift, `(n_features,)`.
+
+    Args:
+        sample: `(n_features, 68)` counts.
+        reference: likewise.
+        design: so many rows tell as much as one independent row (the design effect of L. Kish,
+            "Survey Sampling", 1965); the expectation grows with it.
+    """
+    return drift.psi(sample, reference) - design * drift.psi_null(sample, reference)
 
 
 def benjamini_hochberg(p: Floats, q: float, tests: int | None = None) -> Flags:

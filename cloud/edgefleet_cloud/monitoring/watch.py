@@ -8,11 +8,13 @@ A *look* is a run of windows of one device with at least `MIN_ROWS` rows togethe
 2. Each look is compared with two references: the training profile ("the model sees new data") and
    the own baseline ("this device has changed"). A feature differs from a reference if the
    Benjamini-Hochberg procedure at `Q` over all devices and features says so *and* the effect (PSI
-   on 16 bins less its null expectation) is over `MIN_EFFECT`.
-3. A feature that differs from both has *shifted*. One that differs from the profile alone, and by
-   more than `HABIT_EFFECT`, is *unlike* the training data: a habit of the device, there from the
-   start, and no drift. One that differs from the baseline alone has moved inside the range that
-   the model was trained on; that is no alarm.
+   on 16 bins less its null expectation) is over `MIN_EFFECT`. Rows of one device follow each other
+   in time, and are not independent: for the expectation two of them count as one
+   (`DESIGN_EFFECT`).
+3. A feature that differs from both has *shifted*. One that differs from the profile by more than
+   `HABIT_EFFECT`, and did so in the baseline already, is *unlike* the training data: a habit of
+   the device, there from the start, and no drift. One that differs from the baseline alone has
+   moved inside the range that the model was trained on; that is no alarm.
 4. A feature is *stuck* if it hardly moves although it varies in training and moved in the baseline
    (or, where it never moved here, if more than `STUCK_SHARE` of all varying features stand still).
 5. A feature is confirmed when 2 of the last 3 looks flag it, and stays so until none of them does.
@@ -32,6 +34,7 @@ from edgefleet_cloud.monitoring.merge import Packed, Profile, Sketch
 MIN_ROWS = 500
 BASELINE_ROWS = 1000
 Q = 0.01
+DESIGN_EFFECT = 2.0
 MIN_EFFECT = 0.1
 # The usual mark for a "major" change of a population (Siddiqi 2006).
 HABIT_EFFECT = 0.25
@@ -99,6 +102,7 @@ class Compared:
         baseline: the device's own, None while it is being learned.
         p_profile, p_baseline: `(n_features,)` p-values, 1 without a baseline.
         effect_profile, effect_baseline: `(n_features,)`, 0 without a baseline.
+        effect_habit: of the baseline against the profile (of the look, without a baseline).
     """
 
     device: str
@@ -108,6 +112,7 @@ class Compared:
     p_baseline: statistics.Floats
     effect_profile: statistics.Floats
     effect_baseline: statistics.Floats
+    effect_habit: statistics.Floats
 
 
 def take(
@@ -128,9 +133,9 @@ def take(
 def compare(device: str, memory: Memory, sketch: Sketch, profile: Profile) -> Compared:
     """Measure how far a look is from both references."""
     p = statistics.p_values(sketch.counts, profile.counts)
-    effect = statistics.effect(sketch.counts, profile.counts)
+    effect = statistics.effect(sketch.counts, profile.counts, DESIGN_EFFECT)
     if not has_baseline(memory):
-        return Compared(device, sketch, None, p, np.ones_like(p), effect, np.zeros_like(p))
+        return Compared(device, sketch, None, p, np.ones_like(p), effect, np.zeros_like(p), effect)
     assert memory.baseline is not None  # `has_baseline` says so
     own = merge.unpack(memory.baseline, profile)
     return Compared(
@@ -140,7 +145,8 @@ def compare(device: str, memory: Memory, sketch: Sketch, profile: Profile) -> Co
         p,
         statistics.p_values(sketch.counts, own.counts),
         effect,
-        statistics.effect(sketch.counts, own.counts),
+        statistics.effect(sketch.counts, own.counts, DESIGN_EFFECT),
+        statistics.effect(own.counts, profile.counts, DESIGN_EFFECT),
     )
 
 
@@ -163,7 +169,8 @@ def judge(compared: Sequence[Compared], profile: Profile, devices: int) -> list[
         changed = change & (look.effect_baseline > MIN_EFFECT)
         stuck = _stuck(look, profile)
         shifted = unlike & changed & ~stuck
-        habit = unlike & ~changed & ~stuck & (look.effect_profile > HABIT_EFFECT)
+        usual = (look.effect_profile > HABIT_EFFECT) & (look.effect_habit > MIN_EFFECT)
+        habit = unlike & ~changed & ~stuck & usual
         looks.append(
             Look(
                 look.sketch.start,

@@ -18,7 +18,7 @@ at the same time. Rules, in this order:
 6. *Enough seen.* The stage proceeds when every device has ended, `min_rows` rows and
    `min_labelled` labelled rows were served by the stage, `min_reporting` of its devices have
    reported, and `min_soak_s` has passed since the last device ended. Until then it waits; after
-   `decide_within_s` it pauses, and a person decides.
+   `decide_within_s` it pauses, and a person decides. With `min_rows` 0 nothing has to be served.
 
 A breach rolls back, or pauses where `on_breach` says so. A comparison for which no control group
 is left (the last stage) is not made, and the reason says so.
@@ -270,7 +270,7 @@ def _missing(statistics: StageStatistics, policy: GatePolicy) -> str | None:
         return f"{stage.rows} of {policy.min_rows} rows served"
     if stage.labelled < policy.min_labelled:
         return f"{stage.labelled} of {policy.min_labelled} labelled rows"
-    if stage.devices < policy.min_reporting * statistics.confirmed:
+    if policy.min_rows and stage.devices < policy.min_reporting * statistics.confirmed:
         return f"{stage.devices} of {statistics.confirmed} devices have reported"
     if statistics.soaked_s < policy.min_soak_s:
         return f"soaking: {statistics.soaked_s:.0f} of {policy.min_soak_s:.0f} s"

@@ -298,7 +298,7 @@ def summary(session: Session, rollout: Rollout) -> Json:
 
 def _policy(given: Mapping[str, Any] | None, strategy: str) -> gate.GatePolicy:
     # With one stage nothing comes after the gate: it is done when every device has confirmed.
-    base: dict[str, Any] = {"min_rows": 0, "min_reporting": 0.0} if strategy == "direct" else {}
+    base: dict[str, Any] = {"min_rows": 0} if strategy == "direct" else {}
     return gate.read_policy({**base, **(given or {})})
 
 

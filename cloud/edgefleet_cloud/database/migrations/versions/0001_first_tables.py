@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("board", sa.String(length=64), nullable=False),
         sa.Column("runtimes", sa.JSON(), nullable=False),
-        sa.Column("memory_bytes", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("agent_version", sa.String(length=64), nullable=False),
         sa.Column("certificate_serial", sa.String(length=64), nullable=True),
@@ -143,9 +143,9 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("device_id", sa.String(length=64), nullable=False),
         sa.Column("store", sa.String(length=64), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("payload_bytes", sa.Integer(), nullable=False),
+        sa.Column("payload_bytes", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("received_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -194,7 +194,7 @@ def upgrade() -> None:
         sa.Column("dataset", sa.String(length=64), nullable=True),
         sa.Column("holdout", sa.String(length=64), nullable=True),
         sa.Column("parameters", sa.JSON(), nullable=False),
-        sa.Column("seed", sa.Integer(), nullable=False),
+        sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("code", sa.String(length=200), nullable=False),
         sa.Column("environment", sa.JSON(), nullable=False),
         sa.Column("metrics", sa.JSON(), nullable=False),
@@ -233,6 +233,29 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("triggers", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_triggers_model"), ["model"], unique=False)
+
+    op.create_table(
+        "watches",
+        sa.Column("device_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("report_id", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("memory", sa.LargeBinary(), nullable=False),
+        sa.Column("flags", sa.JSON(), nullable=False),
+        sa.Column("looked_at", sa.Double(), nullable=True),
+        sa.Column("quiet_after", sa.Double(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("malformed", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["device_id"],
+            ["devices.id"],
+        ),
+        sa.PrimaryKeyConstraint("device_id", "model", "version"),
+    )
+    with op.batch_alter_table("watches", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_watches_report_id"), ["report_id"], unique=False)
+        batch_op.create_index("watches_by_model", ["model", "version", "quiet_after"], unique=False)
 
     op.create_table(
         "desired",
@@ -291,7 +314,7 @@ def upgrade() -> None:
         sa.Column("manifest", sa.String(length=64), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
-        sa.Column("bytes_fetched", sa.Integer(), nullable=False),
+        sa.Column("bytes_fetched", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -306,6 +329,48 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("results", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_results_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
+        "retrainings",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("trigger_id", sa.Integer(), nullable=True),
+        sa.Column("incident_id", sa.Integer(), nullable=True),
+        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("champion", sa.String(length=64), nullable=True),
+        sa.Column("recipe", sa.JSON(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("decision", sa.JSON(), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=True),
+        sa.Column("rollout_id", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["incident_id"],
+            ["incidents.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["job_id"],
+            ["jobs.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["model"],
+            ["models.name"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["rollout_id"],
+            ["rollouts.id"],
+        ),
+        sa.ForeignKeyConstraint(
+            ["trigger_id"],
+            ["triggers.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("retrainings", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_retrainings_model"), ["model"], unique=False)
+        batch_op.create_index(batch_op.f("ix_retrainings_state"), ["state"], unique=False)
 
     op.create_table(
         "rollout_devices",
@@ -332,29 +397,6 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("rollout_devices", schema=None) as batch_op:
         batch_op.create_index("rollout_devices_by_state", ["rollout_id", "state"], unique=False)
-
-    op.create_table(
-        "watches",
-        sa.Column("device_id", sa.String(length=64), nullable=False),
-        sa.Column("model", sa.String(length=64), nullable=False),
-        sa.Column("version", sa.String(length=64), nullable=False),
-        sa.Column("report_id", sa.Integer(), nullable=False),
-        sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("memory", sa.LargeBinary(), nullable=False),
-        sa.Column("flags", sa.JSON(), nullable=False),
-        sa.Column("looked_at", sa.Double(), nullable=True),
-        sa.Column("quiet_after", sa.Double(), nullable=False),
-        sa.Column("rows", sa.Integer(), nullable=False),
-        sa.Column("malformed", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["device_id"],
-            ["devices.id"],
-        ),
-        sa.PrimaryKeyConstraint("device_id", "model", "version"),
-    )
-    with op.batch_alter_table("watches", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_watches_report_id"), ["report_id"], unique=False)
-        batch_op.create_index("watches_by_model", ["model", "version", "quiet_after"], unique=False)
 
     op.create_table(
         "samples",
@@ -472,8 +514,8 @@ def upgrade() -> None:
         sa.Column("measured", sa.JSON(), nullable=False),
         sa.Column("needs", sa.JSON(), nullable=False),
         sa.Column("model_digest", sa.String(length=64), nullable=True),
-        sa.Column("model_bytes", sa.Integer(), nullable=False),
-        sa.Column("transfer_bytes", sa.Integer(), nullable=False),
+        sa.Column("model_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("transfer_bytes", sa.BigInteger(), nullable=False),
         sa.Column("manifest", sa.String(length=64), nullable=True),
         sa.ForeignKeyConstraint(
             ["version_id"],
@@ -485,58 +527,11 @@ def upgrade() -> None:
     with op.batch_alter_table("variants", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_variants_version_id"), ["version_id"], unique=False)
 
-    op.create_table(
-        "retrainings",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("model", sa.String(length=64), nullable=False),
-        sa.Column("trigger_id", sa.Integer(), nullable=True),
-        sa.Column("incident_id", sa.Integer(), nullable=True),
-        sa.Column("job_id", sa.Integer(), nullable=False),
-        sa.Column("champion", sa.String(length=64), nullable=True),
-        sa.Column("recipe", sa.JSON(), nullable=False),
-        sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("reason", sa.String(), nullable=False),
-        sa.Column("decision", sa.JSON(), nullable=False),
-        sa.Column("version", sa.String(length=64), nullable=True),
-        sa.Column("rollout_id", sa.Integer(), nullable=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.Column("finished_at", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["incident_id"],
-            ["incidents.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["job_id"],
-            ["jobs.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["model"],
-            ["models.name"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["rollout_id"],
-            ["rollouts.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["trigger_id"],
-            ["triggers.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    with op.batch_alter_table("retrainings", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_retrainings_model"), ["model"], unique=False)
-        batch_op.create_index(batch_op.f("ix_retrainings_state"), ["state"], unique=False)
-
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
-    with op.batch_alter_table("retrainings", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_retrainings_state"))
-        batch_op.drop_index(batch_op.f("ix_retrainings_model"))
-
-    op.drop_table("retrainings")
     with op.batch_alter_table("variants", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_variants_version_id"))
 
@@ -553,15 +548,15 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_samples_device_id"))
 
     op.drop_table("samples")
-    with op.batch_alter_table("watches", schema=None) as batch_op:
-        batch_op.drop_index("watches_by_model")
-        batch_op.drop_index(batch_op.f("ix_watches_report_id"))
-
-    op.drop_table("watches")
     with op.batch_alter_table("rollout_devices", schema=None) as batch_op:
         batch_op.drop_index("rollout_devices_by_state")
 
     op.drop_table("rollout_devices")
+    with op.batch_alter_table("retrainings", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_retrainings_state"))
+        batch_op.drop_index(batch_op.f("ix_retrainings_model"))
+
+    op.drop_table("retrainings")
     with op.batch_alter_table("results", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_results_device_id"))
 
@@ -571,6 +566,11 @@ def downgrade() -> None:
 
     op.drop_table("refusals")
     op.drop_table("desired")
+    with op.batch_alter_table("watches", schema=None) as batch_op:
+        batch_op.drop_index("watches_by_model")
+        batch_op.drop_index(batch_op.f("ix_watches_report_id"))
+
+    op.drop_table("watches")
     with op.batch_alter_table("triggers", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_triggers_model"))
 
