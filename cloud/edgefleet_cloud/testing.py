@@ -103,6 +103,11 @@ class Fleet:
             )
             return row.id
 
+    def add_variant(self, version_id: int, version: str, runtime: str, name: str) -> None:
+        """Register one more verified variant of a version."""
+        with self.database.write() as session:
+            session.add(self._variant(version_id, version, runtime, name))
+
     def manifest(self, version: str, variant: str) -> str:
         """Return the digest of a variant's manifest."""
         return self.store.put(f"{self.model} {version} {variant}".encode())

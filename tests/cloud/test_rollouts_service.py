@@ -331,6 +331,26 @@ def test_without_a_previous_version_the_model_is_taken_off(fleet: Fleet) -> None
         assert session.scalar(select(Desired)) is None
 
 
+def test_another_variant_of_the_same_version_goes_back_to_the_one_before(fleet: Fleet) -> None:
+    number = fleet.add_version("4")
+    fleet.add_variant(number, "4", "onnxruntime", "onnx-fp32")
+    install(fleet, "4")
+    with fleet.database.read() as session:
+        before = {row.device_id: row.variant for row in session.scalars(select(Desired))}
+    device = next(name for name, variant in before.items() if variant.startswith("onnx"))
+    other = {"onnx-int8": "onnx-fp32", "onnx-fp32": "onnx-int8"}[before[device]]
+    rollout = create(fleet, "4", "direct", to=f"device:{device}", variant=other)
+    tick(fleet)
+    fleet.follow_orders(default="fail")
+    tick(fleet)
+    fleet.follow_orders()
+    tick(fleet)
+    assert look(fleet, rollout)["state"] == "rolled_back"
+    assert fleet.running()[device] == "4"
+    with fleet.database.read() as session:
+        assert {row.device_id: row.variant for row in session.scalars(select(Desired))} == before
+
+
 def test_a_device_silent_in_a_rollback_is_named_in_an_incident_until_it_is_back(
     fleet: Fleet,
 ) -> None:

@@ -413,6 +413,7 @@ class RolloutDevice(Base):
     Attributes:
         state: waiting | assigned | confirmed | failed | skipped (no variant fits, or another
             rollout took the device over) | reverting | reverted.
+        previous_variant: that the device was to run before, None if it had no version.
         step: of the attempt, as last reported, with the bytes received; `step_at`: since when.
     """
 
@@ -422,6 +423,7 @@ class RolloutDevice(Base):
     device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     stage: Mapped[int]
     variant: Mapped[str | None] = mapped_column(String(64))
+    previous_variant: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int | None]
     step: Mapped[str] = mapped_column(String(64), default="")

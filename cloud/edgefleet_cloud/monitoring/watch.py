@@ -9,7 +9,7 @@ A *look* is a run of windows of one device with at least `MIN_ROWS` rows togethe
    the own baseline ("this device has changed"). A feature differs from a reference if the
    Benjamini-Hochberg procedure at `Q` over all devices and features says so *and* the effect (PSI
    on 16 bins less its null expectation) is over `MIN_EFFECT`. Rows of one device follow each other
-   in time, and are not independent: for the expectation two of them count as one
+   in time, and are not independent: three of them count as two for the expectation
    (`DESIGN_EFFECT`).
 3. A feature that differs from both has *shifted*. One that differs from the profile by more than
    `HABIT_EFFECT`, and did so in the baseline already, is *unlike* the training data: a habit of
@@ -34,7 +34,7 @@ from edgefleet_cloud.monitoring.merge import Packed, Profile, Sketch
 MIN_ROWS = 500
 BASELINE_ROWS = 1000
 Q = 0.01
-DESIGN_EFFECT = 2.0
+DESIGN_EFFECT = 1.5
 MIN_EFFECT = 0.1
 # The usual mark for a "major" change of a population (Siddiqi 2006).
 HABIT_EFFECT = 0.25

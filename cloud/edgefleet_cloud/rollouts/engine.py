@@ -129,6 +129,8 @@ def _order(
     device: Device,
     now: float,
 ) -> None:
+    held = session.get(Desired, (part.device_id, rollout.model))
+    part.previous_variant = held.variant if held else None
     try:
         part.attempt = assignments.order(
             session,
@@ -317,7 +319,9 @@ def _order_device_back(
     fitting = registry.variants_for(session, rollout.model, release, profile) if release else []
     try:
         if release and fitting:
-            part.variant = fitting[0].name
+            names = [variant.name for variant in fitting]
+            # What the device ran before is still on it and is known to work there.
+            part.variant = part.previous_variant if part.previous_variant in names else names[0]
             part.attempt = assignments.order(
                 session, device.id, rollout.model, release, part.variant, rollout.order,
                 rollout.id, now,

@@ -381,15 +381,24 @@ def _release(session: Session, version: Version, reason: str, now: float) -> int
 
 
 def _previous(session: Session, version: Version, candidates: Sequence[Candidate]) -> int | None:
-    """Return the release of another version that most of the devices are to run now."""
+    """Return the release to go back to: what most of the devices are to run now.
+
+    Releases of other versions come first; if all devices run this very version, in another variant
+    perhaps, it is theirs.
+    """
     members = {candidate.device for candidate in candidates}
     rows = session.execute(
-        select(Desired.device_id, Desired.release)
+        select(Desired.device_id, Desired.release, Release.version_id)
         .join(Release, (Release.model == Desired.model) & (Release.number == Desired.release))
-        .where(Desired.model == version.model, Release.version_id != version.id)
+        .where(Desired.model == version.model)
     )
-    held = Counter(release for device, release in rows if device in members)
-    return max(held, key=lambda release: (held[release], release), default=None)
+    held = Counter(
+        (version_id != version.id, release)
+        for device, release, version_id in rows
+        if device in members
+    )
+    best = max(held, key=lambda item: (item[0], held[item], item[1]), default=None)
+    return None if best is None else best[1]
 
 
 def _add_parts(session: Session, rollout: Rollout, made: Plan, now: float) -> None:

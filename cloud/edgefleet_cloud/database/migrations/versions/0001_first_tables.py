@@ -378,6 +378,7 @@ def upgrade() -> None:
         sa.Column("device_id", sa.String(length=64), nullable=False),
         sa.Column("stage", sa.Integer(), nullable=False),
         sa.Column("variant", sa.String(length=64), nullable=True),
+        sa.Column("previous_variant", sa.String(length=64), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("step", sa.String(length=64), nullable=False),
