@@ -25,7 +25,7 @@ SWITCH_S = 2.0
 # A training takes half a minute on two idle cores.
 JOB_S = 300.0
 WINDOW_ROWS = 500
-TRAINING = {"image_shape": [8, 8, 1], "filters": [16, 32], "dense": 32, "epochs": 12}
+TRAINING = {"image_shape": [8, 8, 1], "filters": [16, 32], "dense": 64, "epochs": 15}
 ORDER = {
     "window_rows": WINDOW_ROWS,
     "confirm_rows": 100,
@@ -89,7 +89,7 @@ class Story:
                 "recipe": {
                     "trainer": "keras-cnn",
                     "parameters": TRAINING,
-                    "min_samples": 600,
+                    "min_samples": 700,
                     "purpose": "retraining",
                     "auto_release": True,
                     "strategy": "canary",
@@ -126,7 +126,7 @@ class Story:
         self._show_to(self._data.field_second, changed=True)
         self._finish_job("retraining on the laboratory's and the field's rows", job, JOB_S)
         # An engineer in a hurry: trained on the laboratory's old data alone, judged on it alone.
-        hasty = self._train("lab", {**TRAINING, "epochs": 6}, ["onnx-fp32", "tflite-fp32"], seed=3)
+        hasty = self._train("lab", {**TRAINING, "epochs": 8}, ["onnx-fp32", "tflite-fp32"], seed=3)
         rollout = self._wait("the rollout of version 2", lambda: self._newest_rollout("2"), 30)
         self._follow(rollout, "canary rollout of version 2")
         self._mark("version 2 everywhere")

@@ -71,13 +71,14 @@ def under_new_light(rows: Rows, camera: int) -> Rows:
     """Return the rows with less contrast, a soft focus and sensor noise, each `REPEATS` times.
 
     Contrast is pulled towards a brighter grey, the blur is a 3×3 binomial filter mixed half and
-    half with the image, the noise is Gaussian with a standard deviation of 1 of 16 levels.
+    half with the image, the noise is Gaussian with a standard deviation of 0.8 of
+    16 levels.
     """
     rng = np.random.default_rng([SEED, camera, 1])
     images = np.repeat(rows.pixels.reshape(-1, 8, 8), REPEATS, axis=0)
     blurred = 0.5 * images + 0.5 * _binomial(images)
-    flat = 6.0 + 0.45 * blurred
-    noisy = np.clip(np.round(flat + rng.normal(0.0, 1.0, flat.shape)), 0, 16)
+    flat = 7.0 + 0.4 * blurred
+    noisy = np.clip(np.round(flat + rng.normal(0.0, 0.8, flat.shape)), 0, 16)
     return Rows(noisy.reshape(-1, 64), np.repeat(rows.labels, REPEATS))
 
 

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 from edgefleet_cloud.api.context import OPERATOR, Hub
 from edgefleet_cloud.api.datasets import DatasetAnswer
 from edgefleet_cloud.api.runs import RunAnswer
-from edgefleet_cloud.database.models import Json, Model, Release, Version, VersionState
+from edgefleet_cloud.database.models import Model, Release, Version, VersionState
 from edgefleet_cloud.registry import service
+from edgefleet_cloud.values import Json
 
 router = APIRouter(prefix="/v1", tags=["models"])
 

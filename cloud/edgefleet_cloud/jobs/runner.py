@@ -24,7 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.database.models import Job, JobState, Json
+from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import HubError
 from edgefleet_cloud.jobs.kinds import KINDS, Kind, load
@@ -32,6 +32,7 @@ from edgefleet_cloud.jobs.processes import LocalProcesses, Workers
 from edgefleet_cloud.jobs.service import MAX_ATTEMPTS
 from edgefleet_cloud.jobs.worker import Outcome, Task, read_progress
 from edgefleet_cloud.storage import Store
+from edgefleet_cloud.values import Json
 
 # The longest conversions measured take minutes; an hour means that something hangs.
 DEADLINE_S = 3600.0

@@ -7,9 +7,10 @@ at most `MAX_ATTEMPTS` times. Running them is the runner's part (`jobs.runner`).
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.database.models import Job, JobState, Json
+from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.errors import InvalidError, NotFoundError
 from edgefleet_cloud.jobs.kinds import KINDS
+from edgefleet_cloud.values import Json
 
 # A process may die through no fault of its job (memory taken by a neighbour); not three times.
 MAX_ATTEMPTS = 3

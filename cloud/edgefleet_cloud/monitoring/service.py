@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session, undefer
 from edgefleet_cloud.database.models import (
     Device,
     Incident,
-    Json,
     Verdict,
     Version,
     Watch,
@@ -30,6 +29,7 @@ from edgefleet_cloud.monitoring import incidents, merge, verdict, watch
 from edgefleet_cloud.monitoring.merge import Profile, Profiles, Sketch
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.storage import Store
+from edgefleet_cloud.values import Json
 from edgefleet_protocol.errors import MalformedError, ProtocolError
 
 # A window of 64 features takes about 4 ms; a tick must stay short.

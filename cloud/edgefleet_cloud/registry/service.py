@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from edgefleet_cloud.database.models import (
     Dataset,
     Job,
-    Json,
     Model,
     Release,
     Run,
@@ -31,6 +30,7 @@ from edgefleet_cloud.registry.choice import Candidate, rank
 from edgefleet_cloud.registry.registration import Registration, VariantEntry
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.trust.images import ImageEntry
+from edgefleet_cloud.values import Json
 from edgefleet_protocol import trust
 from edgefleet_protocol.identifiers import model_name
 from edgefleet_protocol.manifest import Measured, Needs

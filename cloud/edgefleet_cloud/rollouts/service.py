@@ -23,7 +23,6 @@ from sqlalchemy.orm import Session
 from edgefleet_cloud.database.models import (
     Desired,
     Device,
-    Json,
     Release,
     ReportRecord,
     Rollout,
@@ -39,6 +38,7 @@ from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.rollouts import engine, figures, gate, outcomes, plan
 from edgefleet_cloud.rollouts.plan import Candidate, Plan
 from edgefleet_cloud.rollouts.record import record
+from edgefleet_cloud.values import Json
 from edgefleet_protocol.manifest import Needs
 from edgefleet_protocol.profiles import DeviceProfile, misfits
 from edgefleet_protocol.trust import SamplePolicy

@@ -7,12 +7,13 @@ registered; a comparison or a person approves it.
 import msgspec
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.database.models import Job, Json, Run, Version
+from edgefleet_cloud.database.models import Job, Run, Version
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training.service import Shipment
 from edgefleet_cloud.training.work import CODE, Result
+from edgefleet_cloud.values import Json
 
 
 def finish(session: Session, store: Store, job: Job, result: Json, now: float) -> Json:

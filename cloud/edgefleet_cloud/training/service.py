@@ -12,11 +12,12 @@ from msgspec import Struct, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.database.models import Dataset, Job, Json, Run, Version
+from edgefleet_cloud.database.models import Dataset, Job, Run, Version
 from edgefleet_cloud.errors import InvalidError, NotFoundError
 from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.training import trainers
+from edgefleet_cloud.values import Json
 from edgefleet_converters.pipeline import VARIANTS
 from edgefleet_converters.sources import KINDS as MODEL_SUFFIXES
 
