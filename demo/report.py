@@ -150,7 +150,7 @@ def _plot_accuracy(findings: Findings) -> Figure:
             va="bottom",
         )
     axes.set(xlabel="seconds", ylabel="accuracy on labelled rows", ylim=(0, 1.02))
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -228,9 +228,10 @@ code { font-size: .85em } svg { max-width: 100%; height: auto }
 <p>{{ "%.0f"|format(report.seconds) }} seconds, from training to the last rollback. Every figure
 was measured in this run.</p>
 <h2>Accuracy over time, by version</h2>{{ accuracy }}
-<p>Version 1: {{ "%.3f"|format(report.accuracy.v1_before_shift) }} before the world changed,
-{{ "%.3f"|format(report.accuracy.v1_after_shift) }} after it. Version 2:
-{{ "%.3f"|format(report.accuracy.v2_after_shift) }} on rows that it had never seen.</p>
+<p>All cameras, the stuck one among them. Cameras under the new light: version 1
+{{ "%.3f"|format(report.accuracy.v1_before_shift) }} before the world changed,
+{{ "%.3f"|format(report.accuracy.v1_after_shift) }} after it; version 2
+{{ "%.3f"|format(report.accuracy.v2_after_shift) }}, on rows that it had never seen.</p>
 <h2>Drift by feature and device</h2>{{ drift }}
 <p>Fleet alarm before the change:
 <b class="{{ 'bad' if report.drift.fleet_false_alarm_before_shift else 'ok' }}">
