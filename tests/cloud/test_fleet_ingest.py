@@ -21,7 +21,7 @@ from edgefleet_cloud.database.models import (
 )
 from edgefleet_cloud.fleet import devices
 from edgefleet_cloud.fleet.ingest import Inbound, IngestOutcome, ingest
-from edgefleet_cloud.fleet.plausible import MAX_AHEAD_S, MAX_BYTES, MAX_COUNT
+from edgefleet_cloud.fleet.plausible import MAX_BYTES, MAX_COUNT, MAX_TIME_S
 from edgefleet_cloud.fleet.testing import enrol, open_services
 from edgefleet_cloud.services import Services
 from edgefleet_protocol import codec, topics
@@ -273,8 +273,7 @@ def test_no_bytes_whatever_stop_a_batch(services, payload):
         window(confidences=[101]),
         window(labelled=101),
         window(labelled=10, correct=11),
-        window(start=NOW, end=NOW - 1),
-        window(end=NOW + MAX_AHEAD_S + 1),
+        window(end=MAX_TIME_S + 1),
         window(start=-1.0),
         window(end=math.nan),
         window(psi=[math.inf]),
@@ -308,7 +307,8 @@ def test_a_report_that_cannot_be_true_is_refused_and_not_acknowledged(services, 
         window(rows=MAX_COUNT, predictions=[]),
         window(predictions=[60, 40], confidences=[100], labelled=100, correct=100),
         window(start=NOW, end=NOW),
-        window(end=NOW + MAX_AHEAD_S),
+        window(end=MAX_TIME_S),
+        window(start=NOW, end=NOW - 1),  # the clock was set back meanwhile
         window(start=0.0),
         window(rows=0, predictions=[]),
         window(health=Health(disk_free_bytes=MAX_BYTES)),
@@ -324,7 +324,7 @@ def test_a_report_at_the_edge_is_taken(services, body):
     "fields",
     [
         {"at": math.nan},
-        {"at": NOW + MAX_AHEAD_S + 1},
+        {"at": MAX_TIME_S + 1},
         {"boot": MAX_COUNT + 1},
         {"memory_bytes": MAX_BYTES + 1},
         {"runtimes": {"a\x00": "1"}},

@@ -2,11 +2,17 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from edgefleet_agent.cli import _parser as agent_parser
+from edgefleet_cloud.cli import app as hub_app
+from edgefleet_converters.cli import app as converter_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +66,27 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stdout + built.stderr
     assert (tmp_path / "index.html").is_file()
+
+
+def shown_commands() -> list[str]:
+    """Every command of ours in a shell block of the README and the guides."""
+    found = []
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            found += re.findall(r"^edgefleet.*", block, re.MULTILINE)
+    return found
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_command_that_the_guides_show_is_one_that_there_is(line: str) -> None:
+    name, *words = [word for word in shlex.split(line, comments=True) if word != "&"]
+    if name == "edgefleet-agent":
+        agent_parser().parse_args(words)
+        return
+    command = typer.main.get_command(
+        {"edgefleet": hub_app, "edgefleet-convert": converter_app}[name]
+    )
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known

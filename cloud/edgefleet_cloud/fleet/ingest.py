@@ -94,7 +94,7 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
     reports: dict[Key, tuple[Report, int]] = {}
     for inbound in batch:
         try:
-            message = _read(inbound, now)
+            message = _read(inbound)
         except ProtocolError as error:
             _refuse(outcome, inbound.topic, str(error))
             continue
@@ -123,15 +123,15 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
     return outcome
 
 
-def _read(inbound: Inbound, now: float) -> State | Report:
+def _read(inbound: Inbound) -> State | Report:
     device, kind = topics.parse_up(inbound.topic)
     message: State | Report
     if kind == "state":
         message = codec.decode(inbound.payload, State)
-        plausible.check_state(message, now)
+        plausible.check_state(message)
     else:
         message = codec.decode(inbound.payload, Report)
-        plausible.check_report(message, now)
+        plausible.check_report(message)
     if message.device != device:
         raise MalformedError(f"the message names device {message.device!r}")
     return message
