@@ -112,11 +112,12 @@ def test_a_caller_cancels_by_raising() -> None:
     code = (
         "from edgefleet_converters.child import report\nreport(0, '')\nimport time; time.sleep(60)"
     )
+    others = set(psutil.Process().children())
     before = time.monotonic()
     with pytest.raises(StoppedError):
         child.run("waiting", exec, code, returns=type(None), progress=stop)
     assert time.monotonic() - before < 30
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= others
 
 
 def test_children_have_the_hash_seed_that_makes_exports_equal() -> None:

@@ -25,9 +25,7 @@ def block() -> str:
 @pytest.mark.system
 @pytest.mark.timeout(TIMEOUT_S + 60)
 def test_the_way_by_hand_ends_with_a_device_that_answers(tmp_path: Path) -> None:
-    (tmp_path / "build").mkdir()
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(BIN)
+    (tmp_path / ".venv").symlink_to(BIN.parent)
     script = f"set -eu\n{block()}"
     environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}"}
     # Its own session, so that the hub and the agent that it leaves running can be stopped.
