@@ -294,11 +294,14 @@ def test_no_bytes_whatever_stop_a_batch(services, payload):
         Refusal("bundle", "r", "t", "short"),
     ],
 )
-def test_a_report_that_cannot_be_true_is_refused_and_not_acknowledged(services, body):
-    outcome = take(services, report(body))
-    assert outcome.acks == {}
-    assert len(outcome.malformed) == 1
+def test_a_report_that_cannot_be_true_is_discarded_with_an_incident(services, body):
+    outcome = take(services, report(body), report(body))
+    assert outcome.acks == {("cam-1", "s"): [1]}
+    assert len(outcome.malformed) == 2
     assert rows(services, ReportRecord) == [0]
+    (incident,) = incidents(services)
+    assert (incident.kind, incident.devices) == ("malformed-report", ["cam-1"])
+    assert "cannot be true" in incident.text
 
 
 @pytest.mark.parametrize(

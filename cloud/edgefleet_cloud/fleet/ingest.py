@@ -3,8 +3,9 @@
 Rules:
 
 1. A message counts for the device of its topic, which the broker has bound to a certificate. One
-   that names another device, cannot be read, or cannot be true is logged and counted, never
-   acknowledged, and never stops the others.
+   that names another device or cannot be read is logged and counted, never acknowledged, and never
+   stops the others. A report that can be read and cannot be true is discarded: it opens an
+   incident, and is acknowledged, because the device would only send the same again for ever.
 2. States are ordered by (boot, sequence); an older or equal one changes nothing.
 3. A report is stored once under (device, store, number), however often it arrives; each time it is
    acknowledged, and only after the commit.
@@ -92,11 +93,17 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
     outcome = IngestOutcome()
     states: dict[str, State] = {}
     reports: dict[Key, tuple[Report, int]] = {}
+    impossible: dict[Key, str] = {}
     for inbound in batch:
+        message: State | Report | None = None
         try:
             message = _read(inbound)
+            _check(message)
         except ProtocolError as error:
             _refuse(outcome, inbound.topic, str(error))
+            if isinstance(message, Report):
+                key = (message.device, message.store, message.number)
+                impossible.setdefault(key, str(error))
             continue
         if isinstance(message, State):
             known = states.get(message.device)
@@ -107,10 +114,14 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
             reports.setdefault(key, (message, len(inbound.payload)))
     copies = _examine(store, reports.values())
     with database.write() as session:
-        devices = _enrolled(session, {*states, *(device for device, _, _ in reports)})
-        for stranger in {*states, *(device for device, _, _ in reports)} - set(devices):
+        speakers = {*states, *(device for device, _, _ in (*reports, *impossible))}
+        devices = _enrolled(session, speakers)
+        for stranger in speakers - set(devices):
             _refuse(outcome, stranger, "the device is not enrolled")
         _take_states(session, outcome, devices, states, now)
+        discarded = {key: reason for key, reason in impossible.items() if key[0] in devices}
+        for (device, _, _), reason in discarded.items():
+            refusals.discard(session, device, reason, now)
         known_reports = {key: held for key, held in reports.items() if key[0] in devices}
         _take_reports(session, outcome, known_reports, copies, now)
         seen = {device for device, _, _ in known_reports}
@@ -118,7 +129,7 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
             session.execute(update(Device).where(Device.id.in_(seen)).values(last_seen_at=now))
         if outcome.publish_again:
             assignments.publish_again(session, sorted(outcome.publish_again))
-    for device, store_name, number in known_reports:
+    for device, store_name, number in (*known_reports, *discarded):
         outcome.acks[device, store_name].append(number)
     return outcome
 
@@ -128,13 +139,18 @@ def _read(inbound: Inbound) -> State | Report:
     message: State | Report
     if kind == "state":
         message = codec.decode(inbound.payload, State)
-        plausible.check_state(message)
     else:
         message = codec.decode(inbound.payload, Report)
-        plausible.check_report(message)
     if message.device != device:
         raise MalformedError(f"the message names device {message.device!r}")
     return message
+
+
+def _check(message: State | Report) -> None:
+    if isinstance(message, State):
+        plausible.check_state(message)
+    else:
+        plausible.check_report(message)
 
 
 def _refuse(outcome: IngestOutcome, topic: str, reason: str) -> None:

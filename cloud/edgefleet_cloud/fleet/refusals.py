@@ -67,24 +67,30 @@ def record(
         now: the time.
     """
     kind = _KINDS.get(refusal.what, _OTHER_KIND)
+    _open(session, kind, device_id, refusal.digest, _text(device_id, refusal, copies), now)
+
+
+def discard(session: Session, device_id: str, reason: str, now: float) -> None:
+    """Open an incident for a report that cannot be true, unless one of the device is open.
+
+    Args:
+        session: in a write transaction.
+        device_id: whose report it was.
+        reason: why it cannot be true.
+        now: the time.
+    """
+    text = f"a report of device {device_id!r} was discarded, because it cannot be true: {reason}"
+    _open(session, "malformed-report", device_id, "was discarded", text, now)
+
+
+def _open(session: Session, kind: str, device_id: str, subject: str, text: str, now: float) -> None:
     still_open = session.scalars(
         select(Incident).where(Incident.kind == kind, Incident.closed_at.is_(None))
     )
     # Devices of an incident are JSON, whose query functions differ between databases.
-    if any(
-        incident.devices == [device_id] and refusal.digest in incident.text
-        for incident in still_open
-    ):
+    if any(incident.devices == [device_id] and subject in incident.text for incident in still_open):
         return
-    session.add(
-        Incident(
-            kind=kind,
-            scope="device",
-            devices=[device_id],
-            text=_text(device_id, refusal, copies),
-            opened_at=now,
-        )
-    )
+    session.add(Incident(kind=kind, scope="device", devices=[device_id], text=text, opened_at=now))
 
 
 def _text(device_id: str, refusal: Refusal, copies: Mapping[str, Copy]) -> str:
