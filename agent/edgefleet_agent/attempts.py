@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct, structs
 
-from edgefleet_agent import runtimes, trial, update, verification
+from edgefleet_agent import trial, update, verification
 from edgefleet_agent.config import Config
-from edgefleet_agent.errors import AgentError, ModelError, StoreError
+from edgefleet_agent.errors import AgentError, StoreError
 from edgefleet_agent.fetching import WINDOW, Fetch
+from edgefleet_agent.loading import Loader
 from edgefleet_agent.serving import Model, Proof, Served
-from edgefleet_agent.sketching import ClosedWindow, Recorder
+from edgefleet_agent.sketching import ClosedWindow
 from edgefleet_agent.slots import Slots
 from edgefleet_agent.update import Assigned, Event, Installed, Journal, Order, Plan
 from edgefleet_protocol.errors import MalformedError, ProtocolError, RefusedError
-from edgefleet_protocol.manifest import Manifest
 from edgefleet_protocol.messages import (
     Attempt,
     Block,
@@ -34,7 +34,6 @@ from edgefleet_protocol.messages import (
     Step,
 )
 from edgefleet_protocol.profiles import DeviceProfile
-from edgefleet_protocol.trust import SamplePolicy
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +97,9 @@ class Attempts:
         self._slots = slots
         self._model = models
         self._around = surroundings
+        self._loader = Loader(
+            config, slots, surroundings.device, surroundings.clock, surroundings.on_window
+        )
         self._entered: dict[str, float] = {}
         self._fetches: dict[str, Fetch] = {}
         self._working: dict[str, Token] = {}
@@ -357,7 +359,7 @@ class Attempts:
 
     def _activate(self, target: Assigned, token: Token) -> Done:
         try:
-            served, bundle = self._load(Installed(target.slot, target.order))
+            served, bundle = self._loader.load(Installed(target.slot, target.order))
             vectors = verification.read_golden(bundle, self._slots.read(bundle.file("golden")))
             served.check(vectors)
         except (AgentError, ProtocolError, OSError) as error:
@@ -371,7 +373,7 @@ class Attempts:
         journal = self.journals[model]
         while journal.current:
             try:
-                served, _ = self._load(journal.current, whole=True)
+                served, _ = self._loader.load(journal.current, whole=True)
             except (AgentError, ProtocolError, OSError) as error:
                 text = f"{model} release {journal.current.slot.release} cannot be served: {error}"
                 log.error("%s", text)
@@ -395,36 +397,6 @@ class Attempts:
         place.serve(served, current, proof)
         log.info("serving %s release %d, unconfirmed", model, served.slot.release)
 
-    def _load(self, installed: Installed, *, whole: bool = False) -> tuple[Served, Manifest]:
-        slot, order = installed.slot, installed.order
-        bundle = self._slots.manifest(slot.manifest)
-        if whole:
-            bad = self._slots.drop_damaged(bundle)
-            bad += [f"{file.role} file {file.digest}" for file in self._slots.absent(bundle)]
-            if bad:
-                raise StoreError(f"damaged on disk: {', '.join(bad)}")
-        reference = bundle.file("reference")
-        profile = verification.read_reference(bundle, self._slots.read(reference))
-        if bundle.needs.runtime not in self._around.device.runtimes:
-            raise ModelError(f"runtime {bundle.needs.runtime} is not installed or not allowed")
-        session = runtimes.load_bundle(bundle, self._slots.path(bundle.file("model").digest))
-        signature = bundle.signature
-        recorder = Recorder(
-            slot,
-            profile=profile,
-            reference=reference.digest,
-            classes=signature.classes if signature.task == "classification" else [],
-            window_rows=order.window_rows,
-            recent_bytes=self._config.budgets.recent_rows_bytes,
-            clock=self._around.clock,
-            on_window=self._around.on_window,
-            policy=self._policy(order),
-        )
-        return Served(slot, signature, profile, session, recorder), bundle
-
-    def _policy(self, order: Order) -> SamplePolicy | None:
-        return order.samples if self._config.samples.consent else None
-
     # -- journals --------------------------------------------------------------------------------
 
     def _begin(self, model: str, target: Assigned, now: float) -> None:
@@ -445,7 +417,7 @@ class Attempts:
         if journal.serving and place.slot == journal.serving.slot:
             served = place.loaded(journal.serving.slot)
             if served:
-                served.recorder.reorder(order.window_rows, self._policy(order))
+                served.recorder.reorder(order.window_rows, self._loader.policy(order))
 
     def _withdraw(self, model: str) -> None:
         journal = update.withdrawn(self.journals[model])
