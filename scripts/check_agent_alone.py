@@ -1,4 +1,4 @@
-"""Fail if this environment holds anything that the agent must not need."""
+"""Fail if this environment lacks the agent, or holds anything that the agent must not need."""
 
 import importlib.util
 import sys
@@ -15,7 +15,10 @@ BANNED = (
 
 
 def main() -> int:
-    """Return 0 if none of the banned packages can be imported, else 1."""
+    """Return 0 if the agent can be imported and none of the banned packages can, else 1."""
+    if not importlib.util.find_spec("edgefleet_agent"):
+        print("the agent is not installed here", file=sys.stderr)
+        return 1
     found = [name for name in BANNED if importlib.util.find_spec(name)]
     if found:
         print(f"the agent's environment also holds {', '.join(found)}", file=sys.stderr)
