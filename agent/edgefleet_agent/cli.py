@@ -105,7 +105,7 @@ def _enrol(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     settings = _load(options)
-    logs.set_up(as_json=settings.log_json, verbose=options.verbose)
+    logs.set_up(as_json=settings.logs.json, verbose=options.verbose)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

@@ -25,6 +25,18 @@ from edgefleet_protocol.profiles import BOARDS
 DEFAULT_STORE = "/var/lib/edgefleet"
 CONFIG_NAME = "agent.toml"
 ENVIRONMENT = "EDGEFLEET_AGENT_"
+_TABLES = (
+    "SOURCE",
+    "SAMPLES",
+    "BUDGETS",
+    "NETWORK",
+    "MAINTENANCE",
+    "STORAGE",
+    "EXECUTION",
+    "SERVER",
+    "BROKER",
+    "LOGS",
+)
 _DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 _MIB = 1024 * 1024
 
@@ -52,9 +64,116 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SampleConsent(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether the owner of this device lets labelled rows leave it."""
+    """Whether the owner of this device lets labelled rows leave it.
+
+    Attributes:
+        consent: nothing is kept or sent without it.
+        redact: `module:function`, called with each row that would be sent; see `samples`.
+    """
 
     consent: bool = False
+    redact: str | None = None
+
+
+class Network(Struct, frozen=True, forbid_unknown_fields=True):
+    """What downloads may cost, by class of link. 0 stands for no limit.
+
+    Attributes:
+        link: `auto` asks the system which class the link is of.
+        metered_bytes_per_day: of artifacts over a metered link, in any 24 hours.
+        unmetered_bytes_per_day: likewise over any other link.
+    """
+
+    link: Literal["auto", "metered", "unmetered"] = "auto"
+    metered_bytes_per_day: Annotated[int, Meta(ge=0)] = 64 * _MIB
+    unmetered_bytes_per_day: Annotated[int, Meta(ge=0)] = 0
+
+
+class Maintenance(Struct, frozen=True, forbid_unknown_fields=True):
+    """When a new release may be tried and switched to; downloads are not bound to it.
+
+    Attributes:
+        windows: `Sat Sun 02:00-05:00`, `Mon-Fri 22:00-04:00` or `01:00-03:00`, in the device's own
+            time zone; none for any time.
+    """
+
+    windows: list[str] = field(default_factory=list)
+
+
+class Storage(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the store may take of the disk.
+
+    Attributes:
+        max_bytes: of model files and downloads together; 0 for no quota.
+        keep_free_bytes: of the file system, left for everybody else.
+    """
+
+    max_bytes: Annotated[int, Meta(ge=0)] = 0
+    keep_free_bytes: Annotated[int, Meta(ge=0)] = 32 * _MIB
+
+
+class Execution(Struct, frozen=True, forbid_unknown_fields=True):
+    """How models are run.
+
+    Attributes:
+        threads: of one call; 0 takes what suits the board.
+        providers: ONNX Runtime's execution providers in order of preference; empty takes the order
+            that suits the board (TensorRT, CUDA, CPU), as far as they are installed.
+    """
+
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    providers: list[str] = field(default_factory=list)
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    """The local server of the Open Inference Protocol.
+
+    Attributes:
+        listen: `127.0.0.1:8500`, `[::1]:8500` or `unix:/run/edgefleet/inference.sock`; empty for
+            no server. Other addresses than the machine's own are refused.
+        max_request_bytes: of one request's body.
+    """
+
+    listen: str = ""
+    max_request_bytes: Bytes = 64 * _MIB
+
+
+class LocalTopic(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that answers messages of a broker on this machine.
+
+    Attributes:
+        model: that answers.
+        input: topic of JSON rows.
+        output: topic of the answers.
+    """
+
+    model: str
+    input: str
+    output: str
+
+
+class LocalBroker(Struct, frozen=True, forbid_unknown_fields=True):
+    """A broker on this machine or in its network, for sensor pipelines; none without topics."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password_file: str | None = None
+    topics: list[LocalTopic] = field(default_factory=list)
+
+
+class Logs(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the log goes. Standard error always has it; the file is what `logs` shows.
+
+    Attributes:
+        json: one JSON object a line instead of text.
+        max_bytes: of `logs/agent.log` in the store before it is rotated; 0 for no file.
+        keep: rotated files.
+    """
+
+    json: bool = False
+    max_bytes: Annotated[int, Meta(ge=0)] = 2 * _MIB
+    keep: Annotated[int, Meta(ge=1, le=100)] = 3
 
 
 class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,17 +202,22 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         board: a name out of `edgefleet_protocol.profiles.BOARDS`; None to look at the machine.
         runtimes: families that may be used; None for all that are installed.
         heartbeat_s: between two state messages when nothing changes.
-        log_json: one JSON object a line instead of text.
     """
 
     store: str = DEFAULT_STORE
     board: str | None = None
     runtimes: list[Runtime] | None = None
     heartbeat_s: Seconds = 30.0
-    log_json: bool = False
     source: Source | None = None
     samples: SampleConsent = field(default_factory=SampleConsent)
     budgets: Budgets = field(default_factory=Budgets)
+    network: Network = field(default_factory=Network)
+    maintenance: Maintenance = field(default_factory=Maintenance)
+    storage: Storage = field(default_factory=Storage)
+    execution: Execution = field(default_factory=Execution)
+    server: Server = field(default_factory=Server)
+    broker: LocalBroker = field(default_factory=LocalBroker)
+    logs: Logs = field(default_factory=Logs)
 
     @property
     def folder(self) -> Path:
@@ -174,15 +298,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _apply_environment(values: dict[str, Any], environment: Mapping[str, str]) -> None:
-    tables = {"SOURCE": Source, "SAMPLES": SampleConsent, "BUDGETS": Budgets}
     for variable, text in sorted(environment.items()):
         if not variable.startswith(ENVIRONMENT):
             continue
         name = variable.removeprefix(ENVIRONMENT)
         table, _, rest = name.partition("_")
-        if table in tables and rest:
-            values.setdefault(table.lower(), {})[rest.lower()] = text
-        elif name == "RUNTIMES":
-            values["runtimes"] = [item.strip() for item in text.split(",") if item.strip()]
-        else:
-            values[name.lower()] = text
+        place, key = (
+            (values.setdefault(table.lower(), {}), rest.lower())
+            if table in _TABLES and rest
+            else (values, name.lower())
+        )
+        listed = key in ("runtimes", "providers", "windows")
+        place[key] = [i.strip() for i in text.split(",") if i.strip()] if listed else text

@@ -21,7 +21,20 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 Label = Annotated[str, Meta(max_length=200)]
 Runtime = Literal["onnxruntime", "litert"]
 Task = Literal["classification", "regression", "score"]
-DType = Literal["float32", "float64", "int64", "int32", "int8", "uint8", "bool", "string"]
+DType = Literal[
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "bool",
+    "string",
+]
+# What is counted of an input that is not made of named features, per row.
+SUMMARIES = ("mean", "std", "min", "max")
 
 
 class Transfer(Struct, frozen=True):
@@ -59,9 +72,11 @@ class Tensor(Struct, frozen=True):
     """An input or output of the model.
 
     Attributes:
-        shape: None stands for the batch; the other sizes are fixed.
-        columns: names of the features that fill this input, in order, row-major; for an output,
-            empty.
+        shape: None, as the first size, stands for the batch; the other sizes of an input are
+            fixed.
+        columns: names of the features that fill this input, in order, row-major. Empty for an
+            output, and for an input that is no row of features (a picture, a spectrogram, a state):
+            of that, its `SUMMARIES` are counted.
     """
 
     name: Label
@@ -92,6 +107,25 @@ class Signature(Struct, frozen=True, omit_defaults=True):
         """Names of all features, in the order in which a row gives them."""
         return [column for tensor in self.inputs for column in tensor.columns]
 
+    @property
+    def is_tabular(self) -> bool:
+        """Whether every input is made of named features, so that a row of numbers is enough."""
+        return all(tensor.columns for tensor in self.inputs)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether a call takes any number of rows. Without a batch size a call is one row."""
+        return all(tensor.shape and tensor.shape[0] is None for tensor in self.inputs)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of everything that is counted of a row: columns, and summaries of other inputs."""
+        return [
+            name
+            for tensor in self.inputs
+            for name in tensor.columns or [f"{tensor.name}.{word}" for word in SUMMARIES]
+        ]
+
 
 class Needs(Struct, frozen=True, omit_defaults=True):
     """What a device must offer.
@@ -100,12 +134,16 @@ class Needs(Struct, frozen=True, omit_defaults=True):
         runtime: by its family name; `runtime_min` is the lowest version that loads the file.
         memory_bytes: resident memory the model adds, measured at conversion.
         boards: empty for any.
+        max_latency_us: budget of one row, by the median of a trial on the device; 0 for none.
+        max_memory_bytes: budget of resident memory added on the device; 0 for none.
     """
 
     runtime: Runtime
     runtime_min: Name
     memory_bytes: Count = 0
     boards: Annotated[list[Name], Meta(max_length=64)] = field(default_factory=list)
+    max_latency_us: Count = 0
+    max_memory_bytes: Count = 0
 
 
 class Measured(Struct, frozen=True, omit_defaults=True):

@@ -6,7 +6,7 @@ carry their limits here, and the decoder refuses what is longer.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -19,6 +19,7 @@ Text = Annotated[str, Meta(max_length=2000)]
 Digest = Annotated[str, Meta(min_length=64, max_length=64)]
 Count = Annotated[int, Meta(ge=0)]
 Metadata = Annotated[bytes, Meta(max_length=400_000)]
+Lane = Literal["primary", "challenger"]
 
 
 class Step(StrEnum):
@@ -57,6 +58,8 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     Attributes:
         number: set by the director; a device never goes back to a lower one.
         received_bytes: of `total_bytes`, what of the bundle has arrived so far.
+        reason: why it ended as it did, or what it waits for.
+        lane: whether it is about the release that answers, or about a challenger beside it.
     """
 
     number: Count
@@ -67,6 +70,7 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     reason: Text = ""
     received_bytes: Count = 0
     total_bytes: Count = 0
+    lane: Lane = "primary"
 
 
 class State(Struct, frozen=True, omit_defaults=True):
@@ -78,6 +82,7 @@ class State(Struct, frozen=True, omit_defaults=True):
         assignment: director sequence of the newest accepted assignment, 0 for none.
         serving: models that answer now (active or confirmed).
         previous: models kept to go back to.
+        challengers: models that run beside a serving one, as a shadow or for a share of the calls.
     """
 
     device: Name
@@ -91,7 +96,8 @@ class State(Struct, frozen=True, omit_defaults=True):
     assignment: Count
     serving: Annotated[list[Slot], Meta(max_length=64)]
     previous: Annotated[list[Slot], Meta(max_length=64)] = field(default_factory=list)
-    attempts: Annotated[list[Attempt], Meta(max_length=64)] = field(default_factory=list)
+    attempts: Annotated[list[Attempt], Meta(max_length=128)] = field(default_factory=list)
+    challengers: Annotated[list[Slot], Meta(max_length=64)] = field(default_factory=list)
     version: int = VERSION
 
 
@@ -104,6 +110,10 @@ class Health(Struct, frozen=True, omit_defaults=True):
         temperature_c: hottest sensor.
         disk_free_bytes: on the file system of the agent's store.
         uptime_s: of the machine.
+        memory_free_bytes: that the machine could still give to processes.
+        throttled: whether the board has slowed itself down (heat or under-voltage) since its start.
+        clock_offset_s: the device's clock minus the hub's, as of the last acknowledgement.
+        reports_dropped: by the bounded outbox since the agent started.
     """
 
     cpu_percent: float | None = None
@@ -111,6 +121,10 @@ class Health(Struct, frozen=True, omit_defaults=True):
     temperature_c: float | None = None
     disk_free_bytes: Count | None = None
     uptime_s: float | None = None
+    memory_free_bytes: Count | None = None
+    throttled: bool | None = None
+    clock_offset_s: float | None = None
+    reports_dropped: Count = 0
 
 
 class Window(Struct, frozen=True, omit_defaults=True, tag="window"):
@@ -265,7 +279,12 @@ class Assignment(Struct, frozen=True):
 
 
 class Ack(Struct, frozen=True):
-    """`down/ack`: these reports are committed in the hub's database and may be forgotten."""
+    """`down/ack`: these reports are committed in the hub's database and may be forgotten.
+
+    Attributes:
+        at: the hub's time, by which a device can tell how wrong its own clock is; 0 if not told.
+    """
 
     store: Name
     numbers: Annotated[list[Count], Meta(max_length=10_000)]
+    at: float = 0.0

@@ -29,6 +29,7 @@ from edgefleet_protocol.messages import Count, Name
 
 # Key of edgefleet's signed field in the director's targets role.
 INSTRUCTIONS_FIELD = "edgefleet"
+Role = Literal["primary", "shadow", "split"]
 
 
 class ImageTarget(Struct, frozen=True, omit_defaults=True):
@@ -53,11 +54,13 @@ class SamplePolicy(Struct, frozen=True, omit_defaults=True):
     Attributes:
         per_window: at most so many rows of each window.
         strategy: `reservoir` (uniform) or `uncertain` (lowest top-class probability).
+        per_day: at most so many rows in 24 hours; 0 for no further limit.
     """
 
     purpose: Name
     per_window: Annotated[int, Meta(ge=0, le=1000)]
     strategy: Literal["reservoir", "uncertain"] = "reservoir"
+    per_day: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class DirectorTarget(Struct, frozen=True, omit_defaults=True):
@@ -69,6 +72,12 @@ class DirectorTarget(Struct, frozen=True, omit_defaults=True):
         confirm_rows: rows that must be served without fault before a candidate is confirmed.
         confirm_deadline_s: a candidate not confirmed by then is rolled back. Whole seconds: TUF
             signs canonical JSON, which has no fractions.
+        role: `primary` answers. A challenger beside it is tried on the same rows: as a `shadow`,
+            whose answers nobody sees, or as a `split`, which answers `share_percent` of the calls.
+            An assignment lists a model at most once as primary and once as challenger.
+        share_percent: of the calls, for a `split`.
+        max_bytes: that this attempt may receive; 0 leaves it to the device's own bounds.
+        urgent: do not wait for the device's maintenance window.
     """
 
     model: Name
@@ -81,6 +90,10 @@ class DirectorTarget(Struct, frozen=True, omit_defaults=True):
     confirm_rows: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     confirm_deadline_s: Annotated[int, Meta(gt=0, le=30 * 86_400)] = 3600
     samples: SamplePolicy | None = None
+    role: Role = "primary"
+    share_percent: Annotated[int, Meta(ge=1, le=99)] = 50
+    max_bytes: Count = 0
+    urgent: bool = False
 
 
 class Instructions(Struct, frozen=True):

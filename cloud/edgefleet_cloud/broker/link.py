@@ -277,7 +277,9 @@ class Link:
         outcome = ingest(services.database, services.store, batch, services.clock())
         self._count(outcome)
         for (device, store), numbers in outcome.acks.items():
-            self._publish(topics.down(device, "ack"), codec.encode(Ack(store, numbers)))
+            self._publish(
+                topics.down(device, "ack"), codec.encode(Ack(store, numbers, services.clock()))
+            )
         self._sync.update(outcome.publish_again)
         self._metadata_wanted |= outcome.metadata_refused
         if outcome.results:
