@@ -32,7 +32,7 @@ from edgefleet_cloud.storage import Store
 from edgefleet_protocol.manifest import Measured, Needs
 from edgefleet_protocol.messages import Attempt, Slot, State, Step
 
-Behaviour = Literal["confirm", "fail", "silent", "fetch", "confirm-silently"]
+Behaviour = Literal["confirm", "fail", "silent", "fetch", "wait", "confirm-silently"]
 VARIANTS = {"onnxruntime": "onnx-int8", "litert": "tflite-int8"}
 BUNDLE_BYTES = 1000
 
@@ -130,8 +130,8 @@ class Fleet:
         """Let every device with a new order act on it; return those devices.
 
         `confirm` runs what was ordered and reports it, `fail` goes back to what it ran and reports
-        that, `fetch` says that it is fetching, `confirm-silently` loses its result report (only its
-        state arrives), `silent` says nothing.
+        that, `fetch` says that it is fetching, `wait` that it waits for its window,
+        `confirm-silently` loses its result report (only its state arrives), `silent` says nothing.
         """
         acted = []
         with self.database.write() as session:
@@ -158,11 +158,13 @@ class Fleet:
         else:
             version = figures.version_of(session, self.model, desired.release)
             manifest = self.manifest(version.version, desired.variant)
-            step = {"fail": Step.ROLLED_BACK, "fetch": Step.FETCHING}.get(act, Step.CONFIRMED)
+            step, reason = {
+                "fail": (Step.ROLLED_BACK, "trial failed"),
+                "fetch": (Step.FETCHING, ""),
+                "wait": (Step.TRYING, "waits for the maintenance window"),
+            }.get(act, (Step.CONFIRMED, ""))
             attempts = [
-                Attempt(
-                    desired.attempt, self.model, desired.release, manifest, step, "trial failed"
-                )
+                Attempt(desired.attempt, self.model, desired.release, manifest, step, reason)
             ]
             if step is Step.CONFIRMED:
                 serving = [
@@ -171,7 +173,7 @@ class Fleet:
             if act in ("confirm", "fail"):
                 self._result(session, device.id, desired, version.version, manifest, step)
         # While it fetches, a device has not accepted the order as done: it asks for it again.
-        accepted = sequence - 1 if act == "fetch" else sequence
+        accepted = sequence - 1 if act in ("fetch", "wait") else sequence
         device.sequence += 1
         device.last_seen_at = self.clock()
         state = State(

@@ -70,10 +70,16 @@ def convert(
     ] = None,
     version: Annotated[str, typer.Option(help="Version of the model.")] = "1",
     seed: Annotated[int, typer.Option(help="Of the hold-out and the fine-tuning.")] = 0,
+    max_latency_us: Annotated[
+        int, typer.Option(min=0, help="Of one row on a device, which else refuses; 0 for any.")
+    ] = 0,
+    max_memory_mib: Annotated[
+        int, typer.Option(min=0, help="That the model may add on a device; 0 for any.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Convert a model into verified bundles."""
-    from edgefleet_converters.conversion import ConversionRequest
+    from edgefleet_converters.conversion import ConversionRequest, DeviceBudget
 
     request = ConversionRequest(
         str(model),
@@ -84,6 +90,7 @@ def convert(
         _split(classes),
         sparsity=sparsity,
         seed=seed,
+        budget=DeviceBudget(max_latency_us, max_memory_mib * 2**20),
     )
     try:
         title = _model_name(name or model.stem.lower())

@@ -1,8 +1,8 @@
 """What goes into a conversion and what comes out of it. Values only."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from edgefleet_protocol.manifest import Measured, Needs, Runtime, Signature, Task
 
@@ -41,6 +41,18 @@ class Limits(Struct, frozen=True):
     lossy_agreement: float = 0.95
 
 
+class DeviceBudget(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model may cost on a device. The device measures it in its trial, and refuses.
+
+    Attributes:
+        max_latency_us: for one row; 0 for no budget.
+        max_memory_bytes: of resident memory added; 0 for no budget.
+    """
+
+    max_latency_us: Annotated[int, Meta(ge=0)] = 0
+    max_memory_bytes: Annotated[int, Meta(ge=0)] = 0
+
+
 class ConversionRequest(Struct, frozen=True):
     """One model to convert.
 
@@ -57,6 +69,7 @@ class ConversionRequest(Struct, frozen=True):
             carry them (Keras, ONNX). None: the label's values, or 0, 1, ….
         sparsity: share of weights that pruned variants set to zero.
         seed: of the split, the golden rows and the fine-tuning.
+        budget: on the device; travels in the manifest.
     """
 
     model_path: str
@@ -68,6 +81,7 @@ class ConversionRequest(Struct, frozen=True):
     limits: Limits = field(default_factory=Limits)
     sparsity: float = 0.5
     seed: int = 0
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
 class Compiled(Struct, frozen=True):

@@ -278,7 +278,13 @@ def _compile(work: _Work, name: str, export: Export, rows: Table, truth: Truth) 
         made.model,
         vectors,
         made.signature,
-        Needs(runtime, made.runtime_min, trial.memory_bytes),
+        Needs(
+            runtime,
+            made.runtime_min,
+            trial.memory_bytes,
+            max_latency_us=work.request.budget.max_latency_us,
+            max_memory_bytes=work.request.budget.max_memory_bytes,
+        ),
         measured,
     )
 

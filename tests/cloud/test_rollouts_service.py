@@ -298,6 +298,21 @@ def test_progress_moves_the_deadline(fleet: Fleet) -> None:
     assert states(fleet, rollout) == {"cam-00": "reverting"}
 
 
+def test_a_device_that_says_what_it_waits_for_is_not_silent(fleet: Fleet) -> None:
+    rollout = create(fleet, "1", "direct", to="device:cam-00", gate={"silence_s": 60})
+    tick(fleet)
+    for _ in range(3):
+        fleet.clock.now += 50
+        fleet.follow_orders(default="wait")
+        tick(fleet)
+    (part,) = look(fleet, rollout)["devices"]
+    assert (part["state"], part["reason"]) == ("assigned", "waits for the maintenance window")
+    tick(fleet, 58.5)  # the tick after it was heard took one second
+    assert states(fleet, rollout) == {"cam-00": "assigned"}
+    tick(fleet, 0.5)
+    assert states(fleet, rollout) == {"cam-00": "reverting"}
+
+
 def test_a_device_that_failed_stays_failed_when_its_late_confirmation_comes(fleet: Fleet) -> None:
     rollout = create(fleet, "1", "direct", gate={"silence_s": 60, "max_failed_share": 0.5})
     tick(fleet)

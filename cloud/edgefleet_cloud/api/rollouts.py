@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.policies import ORDER
 from edgefleet_cloud.database.models import RolloutState
 from edgefleet_cloud.rollouts import service
 
@@ -33,13 +34,7 @@ class RolloutRequest(BaseModel):
             " max_latency_ratio, max_prediction_shift, on_breach (`roll_back` or `pause`)."
         ),
     )
-    order: dict[str, Any] | None = Field(
-        None,
-        description=(
-            "Policy for the devices: window_rows, confirm_rows, confirm_deadline_s,"
-            " samples {purpose, per_window, strategy}."
-        ),
-    )
+    order: dict[str, Any] | None = Field(None, description=ORDER)
     variant: str | None = Field(None, description="For all devices, instead of the best for each.")
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgefleet_cloud.api.context import OPERATOR, Hub
 from edgefleet_cloud.api.jobs import JobAnswer
+from edgefleet_cloud.api.policies import Budget
 from edgefleet_cloud.database.models import Job, Run
 from edgefleet_cloud.datasets import content
 from edgefleet_cloud.datasets import service as datasets
@@ -32,6 +33,7 @@ class TrainBody(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32, description="Of the split, the model and the conversion.")
     variants: list[str] | None = Field(None, description="To make; all that apply by default.")
     compare: bool = Field(False, description="Judge the result against the released version.")
+    budget: Budget = Field(Budget(), description="Of the model on a device.")
 
 
 class RunAnswer(BaseModel):
@@ -100,6 +102,7 @@ def start_run(hub: Hub, body: TrainBody) -> Job:
             parameters=body.parameters,
             seed=body.seed,
             variants=body.variants,
+            budget=body.budget.value(),
         )
         job = service.start_training(session, request, now, compare=body.compare)
     hub.wake()

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.policies import ORDER, Budget
 from edgefleet_cloud.api.uploads import on_disk, read_upload
 from edgefleet_cloud.datasets import content
 from edgefleet_cloud.datasets import service as datasets
@@ -29,9 +30,8 @@ class ShipOptions(BaseModel):
     strategy: Literal["direct", "staged", "canary"] = "direct"
     variants: list[str] | None = Field(None, description="To make; all that apply by default.")
     seed: int = Field(0, ge=0, lt=2**32)
-    order: dict[str, Any] | None = Field(
-        None, description="Policy for the devices: window_rows, confirm_rows, confirm_deadline_s."
-    )
+    order: dict[str, Any] | None = Field(None, description=ORDER)
+    budget: Budget = Field(Budget(), description="Of the model on a device.")
 
 
 class ShipAnswer(BaseModel):
@@ -84,6 +84,7 @@ def ship(
             variants=wanted.variants,
             seed=wanted.seed,
             ship=service.Shipment(wanted.to, wanted.strategy, wanted.order),
+            budget=wanted.budget.value(),
         )
         job = service.start_import(session, request, now)
     hub.wake()

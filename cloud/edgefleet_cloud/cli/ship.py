@@ -27,6 +27,12 @@ def ship(
         list[str] | None, typer.Option(help="Make only this; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the conversion.")] = 0,
+    max_latency_us: Annotated[
+        int, typer.Option(min=0, help="Of one row on a device, which else refuses; 0 for any.")
+    ] = 0,
+    max_memory_mib: Annotated[
+        int, typer.Option(min=0, help="That the model may add on a device; 0 for any.")
+    ] = 0,
     wait: Annotated[bool, typer.Option(help="Wait until the devices have confirmed it.")] = True,
     json_flag: JsonFlag = False,
 ) -> None:
@@ -49,6 +55,10 @@ def ship(
         "strategy": strategy,
         "variants": variant or None,
         "seed": seed,
+        "budget": {
+            "max_latency_us": max_latency_us,
+            "max_memory_bytes": max_memory_mib * 2**20,
+        },
     }
     with datasets.open_file(model) as model_file, datasets.open_file(sample) as sample_file:
         files = {"model": (model.name, model_file), "sample": (sample.name, sample_file)}

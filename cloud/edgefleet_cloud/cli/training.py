@@ -30,6 +30,12 @@ def train(
     compare: Annotated[
         bool, typer.Option("--compare", help="Judge against the released version.")
     ] = False,
+    max_latency_us: Annotated[
+        int, typer.Option(min=0, help="Of one row on a device, which else refuses; 0 for any.")
+    ] = 0,
+    max_memory_mib: Annotated[
+        int, typer.Option(min=0, help="That the model may add on a device; 0 for any.")
+    ] = 0,
     wait: Annotated[bool, typer.Option(help="Wait until the version is registered.")] = True,
     json_flag: JsonFlag = False,
 ) -> None:
@@ -43,6 +49,10 @@ def train(
         "seed": seed,
         "variants": variant or None,
         "compare": compare,
+        "budget": {
+            "max_latency_us": max_latency_us,
+            "max_memory_bytes": max_memory_mib * 2**20,
+        },
     }
     if holdout is not None:
         body["holdout"] = datasets.ensure(client, holdout)["digest"]

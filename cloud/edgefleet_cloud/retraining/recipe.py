@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, field
 from edgefleet_cloud.errors import InvalidError
 from edgefleet_cloud.rollouts.plan import STRATEGIES
 from edgefleet_cloud.values import Json
+from edgefleet_converters.conversion import DeviceBudget
 
 Share = Annotated[float, Meta(gt=0, lt=1)]
 
@@ -27,6 +28,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         holdout_share: of the field rows, on which champion and challenger are compared.
         seed: of the split and of the training.
         variants: to make; None for all that apply.
+        budget: of the model on a device.
         min_gain: the challenger's score on the held-out field rows must be higher by at least
             this, and significantly higher than the champion's.
         max_loss: on the rows that the champion was judged on, the challenger may be worse by this
@@ -44,6 +46,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     holdout_share: Share = 0.3
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     variants: list[str] | None = None
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
     min_gain: Annotated[float, Meta(ge=0, le=1)] = 0.01
     max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
     auto_release: bool = True

@@ -231,6 +231,7 @@ def _start(
         parameters=recipe.parameters,
         seed=recipe.seed,
         variants=recipe.variants,
+        budget=recipe.budget,
     )
     job = training.start_training(session, request, now, compare=True)
     made = Retraining(

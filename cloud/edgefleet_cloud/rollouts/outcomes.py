@@ -8,6 +8,7 @@ States of a device's part: `waiting → assigned → confirmed | failed`; after 
    what a device runs is told by the hash, not by what was once reported.
 2. A part that has ended stays as it ended. Only a new order (a new attempt) begins again.
 3. A device whose attempt shows no progress for `silence_s` has failed. Silence is no success.
+   One that says what it waits for (its maintenance window, its byte budget) is not silent.
 4. A device is reverted only when it has accepted the order to go back (its assignment is at least
    that order's attempt), so a state that was under way before does not count.
 """
@@ -120,7 +121,7 @@ def _take_states(session: Session, rollout: Rollout, wanted: Mapping[str, str], 
         attempts = [a for a in state.attempts if a.model == rollout.model]
         ours = next((a for a in attempts if a.number == part.attempt), None)
         if ours is not None:
-            _note_progress(part, ours, now)
+            _note_progress(part, ours, device.last_seen_at or now, now)
         manifest = wanted.get(part.variant or "")
         if part.state == "reverting":
             if _is_back(state, rollout.model, manifest, part.attempt or 0):
@@ -152,12 +153,16 @@ def _end_attempt(
         record(rollout, now, "device_failed", text, devices=[part.device_id])
 
 
-def _note_progress(part: RolloutDevice, attempt: Attempt, now: float) -> None:
+def _note_progress(part: RolloutDevice, attempt: Attempt, heard_at: float, now: float) -> None:
     step = attempt.step.value
     if attempt.step is Step.FETCHING and attempt.total_bytes:
         step += f" {attempt.received_bytes}/{attempt.total_bytes}"
+    waits_for = "" if attempt.step in FINAL_STEPS else attempt.reason
     if step != part.step:
         part.step, part.step_at = step, now
+    elif waits_for:
+        part.step_at = heard_at
+    part.reason = waits_for
 
 
 def _fail_silent(session: Session, rollout: Rollout, silence_s: float, now: float) -> None:

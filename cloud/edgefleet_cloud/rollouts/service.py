@@ -54,6 +54,8 @@ class OrderPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     confirm_rows: int | None = None
     confirm_deadline_s: int | None = None
     samples: SamplePolicy | None = None
+    max_bytes: int | None = None
+    urgent: bool | None = None
 
 
 def create(

@@ -18,6 +18,7 @@ from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.training import trainers
 from edgefleet_cloud.values import Json
+from edgefleet_converters.conversion import DeviceBudget
 from edgefleet_converters.pipeline import VARIANTS
 from edgefleet_converters.sources import KINDS as MODEL_SUFFIXES
 
@@ -36,6 +37,7 @@ class TrainRequest(Struct, frozen=True):
             compared on them too.
         parameters: of the trainer (`trainers`).
         variants: to make; None for all that apply.
+        budget: of the model on a device.
     """
 
     model: str
@@ -46,6 +48,7 @@ class TrainRequest(Struct, frozen=True):
     parameters: Json = field(default_factory=dict)
     seed: int = 0
     variants: list[str] | None = None
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
 class Shipment(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +71,7 @@ class ImportRequest(Struct, frozen=True):
     Attributes:
         artifact: digest of the model file in the store; the suffix of `filename` is its format.
         sample: digest of a dataset of training rows.
+        budget: of the model on a device.
     """
 
     model: str
@@ -77,6 +81,7 @@ class ImportRequest(Struct, frozen=True):
     variants: list[str] | None = None
     seed: int = 0
     ship: Shipment | None = None
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
 def start_training(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.datasets import content
@@ -21,6 +21,7 @@ from edgefleet_cloud.registry.registration import Registration, store_result
 from edgefleet_cloud.training.comparison import Comparison, compare
 from edgefleet_cloud.training.trainers import TRAINERS
 from edgefleet_cloud.values import Json
+from edgefleet_converters.conversion import DeviceBudget
 from edgefleet_converters.pipeline import ConversionRequest, ConversionResult
 from edgefleet_converters.pipeline import convert as run_conversion
 from edgefleet_protocol.manifest import Lineage
@@ -49,6 +50,7 @@ class ConvertArguments(Struct, forbid_unknown_fields=True):
     variants: list[str] | None
     seed: int
     ship: Json | None = None
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
 class TrainArguments(Struct, forbid_unknown_fields=True):
@@ -72,6 +74,7 @@ class TrainArguments(Struct, forbid_unknown_fields=True):
     seed: int
     guard: str | None = None
     champion: Json | None = None
+    budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
 class Result(Struct):
@@ -106,6 +109,7 @@ def convert(context: Context, **arguments: Any) -> Json:
         sample_path=str(_placed(context, given.sample, f"dataset-{given.sample[:12]}")),
         label=given.label,
         variants=given.variants,
+        budget=given.budget,
         seed=given.seed,
     )
     result = run_conversion(request, context.progress)
@@ -170,6 +174,7 @@ def _convert_fitted(
         label=given.label,
         holdout_path=str(_placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
         variants=given.variants,
+        budget=given.budget,
         classes=classes,
         seed=given.seed,
     )
