@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from edgefleet_converters import bundles, child, pipeline, verify
-from edgefleet_converters.conversion import ConversionRequest, Limits
+from edgefleet_converters.conversion import ConversionRequest, DeviceBudget, Limits
 from edgefleet_converters.errors import (
     BadInputError,
     ChildCrashedError,
@@ -151,11 +151,15 @@ def test_an_onnx_model_passes_through_as_it_is(
     first = convert(ConversionRequest(model, sample, "target")).verified[0]
     path = tmp_path / "again.onnx"
     path.write_bytes(first.model)
-    again = convert(ConversionRequest(str(path), sample, "target"))
+    budget = DeviceBudget(max_latency_us=500, max_memory_bytes=2**20)
+    again = convert(ConversionRequest(str(path), sample, "target", budget=budget))
     assert again.task == "classification"
     (compiled,) = again.verified
     assert compiled.model == first.model
     assert compiled.signature == first.signature
+    needs = compiled.needs
+    assert needs is not None
+    assert (needs.max_latency_us, needs.max_memory_bytes) == (500, 2**20)
 
 
 def test_a_variant_over_its_limit_is_refused_and_so_is_the_model(

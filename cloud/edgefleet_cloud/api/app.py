@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.api import (
+    challenges,
     datasets,
     devices,
     errors,
@@ -37,6 +38,7 @@ TAGS = [
     {"name": "jobs", "description": "Background work."},
     {"name": "ship", "description": "From a fitted model to running devices in one request."},
     {"name": "devices", "description": "The fleet, and how a device joins it."},
+    {"name": "challenges", "description": "Versions that run beside the champion."},
     {"name": "rollouts", "description": "Releases on their way to devices."},
     {"name": "monitoring", "description": "Drift and incidents."},
     {"name": "retraining", "description": "Rules that start a retraining."},
@@ -112,6 +114,7 @@ def describe() -> FastAPI:
         ship.router,
         devices.router,
         rollouts.router,
+        challenges.router,
         monitoring.router,
         retraining.router,
     ):

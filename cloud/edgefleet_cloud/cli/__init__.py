@@ -10,6 +10,7 @@ import typer
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.cli import (
+    challenges,
     datasets,
     devices,
     jobs,
@@ -38,6 +39,7 @@ for group, name in (
     (datasets.app, "datasets"),
     (models.app, "models"),
     (rollouts.app, "rollouts"),
+    (challenges.app, "challenges"),
     (monitoring.drift, "drift"),
     (monitoring.incidents, "incidents"),
     (triggers.app, "triggers"),
@@ -45,12 +47,6 @@ for group, name in (
     (jobs.app, "jobs"),
 ):
     app.add_typer(group, name=name)
-app.add_typer(devices.app, name="devices")
-app.add_typer(rollouts.app, name="rollouts")
-app.add_typer(monitoring.drift, name="drift")
-app.add_typer(monitoring.incidents, name="incidents")
-app.add_typer(triggers.app, name="triggers")
-app.add_typer(triggers.retrainings, name="retrainings")
 
 
 @app.callback(invoke_without_command=True)

@@ -7,7 +7,16 @@ Files (datasets, models, manifests, transfer blobs) are in the content-addressed
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from edgefleet_cloud.values import Json
@@ -156,6 +165,9 @@ class Release(Base):
 
     Going back to an older version is a new release of it (docs/adr/0003), so that a device's
     release counter never has to go back.
+
+    Attributes:
+        challenge: made only to run beside the champion, which it does not replace.
     """
 
     __tablename__ = "releases"
@@ -164,6 +176,7 @@ class Release(Base):
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     reason: Mapped[str] = mapped_column(String(500))
     created_at: Mapped[float]
+    challenge: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 # --- the fleet --------------------------------------------------------------------------------
@@ -232,6 +245,40 @@ class Desired(Base):
     order: Mapped[Json]
     rollout_id: Mapped[int | None] = mapped_column(ForeignKey("rollouts.id"))
     updated_at: Mapped[float]
+
+
+class Challenge(Base):
+    """A version that runs beside the champion on some devices, to be compared with it.
+
+    Attributes:
+        role: `shadow` or `split`; see `trust.DirectorTarget`.
+        state: running or stopped.
+    """
+
+    __tablename__ = "challenges"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), index=True)
+    release: Mapped[int]
+    role: Mapped[str] = mapped_column(String(16))
+    share_percent: Mapped[int]
+    to: Mapped[str] = mapped_column(String(500))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(300), default="")
+    created_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
+class ChallengerOrder(Base):
+    """What a device is to run beside a model that it serves: one row a model, like `Desired`."""
+
+    __tablename__ = "challenger_orders"
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    release: Mapped[int]
+    variant: Mapped[str] = mapped_column(String(64))
+    attempt: Mapped[int]
+    order: Mapped[Json]
+    challenge_id: Mapped[int] = mapped_column(ForeignKey("challenges.id"), index=True)
 
 
 class DirectorRecord(Base):

@@ -1,7 +1,8 @@
 """What each device is to run, from the wish to the signed message on its topic.
 
-`Desired` holds one row a device and model; together they make the device's assignment. Every
-change raises `DirectorRecord.sequence`. Signing and publishing then catch up with it:
+`Desired` holds one row a device and model, `ChallengerOrder` one for what runs beside it; together
+they make the device's assignment. Every change raises `DirectorRecord.sequence`. Signing and
+publishing then catch up with it:
 
     ordered (sequence raised) → signed (payload stored, not published) → published
 
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from edgefleet_cloud.database.models import (
+    ChallengerOrder,
     Desired,
     Device,
     DeviceState,
@@ -79,14 +81,12 @@ def order(
         ConflictError: if the device is not enrolled.
         InvalidError: if `order` has an unknown field or a value out of its limits.
     """
-    device = session.get(Device, device_id)
-    if device is None:
-        raise NotFoundError("device", device_id)
-    if device.state != DeviceState.ENROLLED:
-        raise ConflictError(f"device {device_id!r} is {device.state}; only an enrolled one can run")
-    record = _record(session, device_id)
+    record = _enrolled_record(session, device_id)
     attempt = record.sequence + 1
     _target(session, model, release, variant, attempt, order)
+    challenger = session.get(ChallengerOrder, (device_id, model))
+    if challenger is not None and challenger.release == release:
+        session.delete(challenger)  # it does not run beside itself
     desired = session.get(Desired, (device_id, model))
     if desired is None:
         desired = Desired(device_id=device_id, model=model)
@@ -96,6 +96,61 @@ def order(
     record.sequence = attempt
     session.flush()
     return attempt
+
+
+def challenge(
+    session: Session,
+    device_id: str,
+    model: str,
+    release: int,
+    variant: str,
+    order: Mapping[str, Any],
+    challenge_id: int,
+) -> int:
+    """Let a device run a variant of a release beside the one that it serves.
+
+    Args:
+        session: in a write transaction.
+        device_id: an enrolled device.
+        model: that it serves.
+        release: number of the release, another than it serves.
+        variant: name of one of its verified variants.
+        order: policy part of `trust.DirectorTarget`, with its `role`.
+        challenge_id: on whose behalf.
+
+    Returns:
+        The number of the attempt, as for `order`.
+
+    Raises:
+        NotFoundError: if there is no such device, release or verified variant.
+        ConflictError: if the device is not enrolled, or is to serve nothing or this very release.
+        InvalidError: if `order` has an unknown field or a value out of its limits.
+    """
+    record = _enrolled_record(session, device_id)
+    desired = session.get(Desired, (device_id, model))
+    if desired is None or desired.release == release:
+        held = "nothing" if desired is None else "this very release"
+        raise ConflictError(f"device {device_id!r} is to serve {held} of {model}")
+    attempt = record.sequence + 1
+    _target(session, model, release, variant, attempt, order)
+    row = session.get(ChallengerOrder, (device_id, model))
+    if row is None:
+        row = ChallengerOrder(device_id=device_id, model=model)
+        session.add(row)
+    row.release, row.variant, row.attempt = release, variant, attempt
+    row.order, row.challenge_id = dict(order), challenge_id
+    record.sequence = attempt
+    session.flush()
+    return attempt
+
+
+def end_challenge(session: Session, device_id: str, model: str) -> None:
+    """Take a challenger off a device's assignment; nothing happens if there is none."""
+    row = session.get(ChallengerOrder, (device_id, model))
+    if row is not None:
+        session.delete(row)
+        raise_sequence(session, device_id)
+        session.flush()
 
 
 def withdraw(
@@ -108,6 +163,9 @@ def withdraw(
     desired = session.get(Desired, (device_id, model))
     if desired is None:
         return
+    challenger = session.get(ChallengerOrder, (device_id, model))
+    if challenger is not None:
+        session.delete(challenger)
     session.delete(desired)
     raise_sequence(session, device_id)
     session.flush()
@@ -206,14 +264,23 @@ def publish_all_again(session: Session) -> None:
 
 def clear(session: Session, device_id: str) -> None:
     """Take everything off a device's assignment and off its retained topic: it was revoked."""
-    for desired in session.scalars(select(Desired).where(Desired.device_id == device_id)):
-        session.delete(desired)
+    for table in (Desired, ChallengerOrder):
+        session.execute(delete(table).where(table.device_id == device_id))
     record = _record(session, device_id)
     record.sequence += 1
     # Raised too, so that a signing under way now is thrown away.
     record.version += 1
     record.payload, record.published = b"", False
     session.flush()
+
+
+def _enrolled_record(session: Session, device_id: str) -> DirectorRecord:
+    device = session.get(Device, device_id)
+    if device is None:
+        raise NotFoundError("device", device_id)
+    if device.state != DeviceState.ENROLLED:
+        raise ConflictError(f"device {device_id!r} is {device.state}; only an enrolled one can run")
+    return _record(session, device_id)
 
 
 def _record(session: Session, device_id: str) -> DirectorRecord:
@@ -252,8 +319,15 @@ def _due(session: Session, store: Store, half_life_at: float) -> tuple[list[_Due
 
 
 def _entries(session: Session, store: Store, device_id: str) -> list[DirectorEntry]:
-    rows = session.scalars(
-        select(Desired).where(Desired.device_id == device_id).order_by(Desired.model)
+    rows: list[Desired | ChallengerOrder] = list(
+        session.scalars(
+            select(Desired).where(Desired.device_id == device_id).order_by(Desired.model)
+        )
+    )
+    rows += session.scalars(
+        select(ChallengerOrder)
+        .where(ChallengerOrder.device_id == device_id)
+        .order_by(ChallengerOrder.model)
     )
     entries = []
     for row in rows:

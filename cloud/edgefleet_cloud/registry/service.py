@@ -147,8 +147,24 @@ def refuse(session: Session, model: str, version: str, decision: Json) -> Versio
     return decide(session, model, version, VersionState.REFUSED, decision)
 
 
-def release(session: Session, model: str, version: str, reason: str, now: float) -> Release:
+def release(
+    session: Session,
+    model: str,
+    version: str,
+    reason: str,
+    now: float,
+    *,
+    challenge: bool = False,
+) -> Release:
     """Make an approved version available to devices under the model's next release number.
+
+    Args:
+        session: in a write transaction.
+        model: of the version.
+        version: an approved one.
+        reason: for whoever reads the list of releases.
+        now: Unix seconds.
+        challenge: only to run beside the champion.
 
     Raises:
         NotFoundError: if there is no such version.
@@ -166,6 +182,7 @@ def release(session: Session, model: str, version: str, reason: str, now: float)
         version_id=row.id,
         reason=reason[:500],
         created_at=now,
+        challenge=challenge,
     )
     session.add(made)
     session.flush()
@@ -185,11 +202,14 @@ def get_version(session: Session, model: str, version: str) -> Version:
 
 
 def champion(session: Session, model: str) -> Version | None:
-    """Return the version of the model's newest release, None before the first."""
+    """Return the version of the model's newest release, None before the first.
+
+    Releases that were made for a challenge do not count until they are rolled out.
+    """
     return session.scalar(
         select(Version)
         .join(Release, Release.version_id == Version.id)
-        .where(Release.model == model)
+        .where(Release.model == model, Release.challenge.is_(False))
         .order_by(Release.number.desc())
         .limit(1)
     )

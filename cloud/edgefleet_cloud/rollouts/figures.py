@@ -44,10 +44,11 @@ def read(session: Session, rollout: Rollout) -> tuple[GroupStatistics, GroupStat
         RolloutDevice.rollout_id == rollout.id, RolloutDevice.stage == rollout.stage
     )
     confirmed = in_stage.where(RolloutDevice.state == "confirmed")
-    stage = _group(session, rollout, version, WindowRecord.device_id.in_(confirmed))
+    since = rollout.stage_started_at or 0.0
+    stage = group(session, version, since, WindowRecord.device_id.in_(confirmed))
     if previous is None or previous.id == version.id:
         return stage, GroupStatistics()
-    return stage, _group(session, rollout, previous, WindowRecord.device_id.not_in(in_stage))
+    return stage, group(session, previous, since, WindowRecord.device_id.not_in(in_stage))
 
 
 def version_of(session: Session, model: str, release: int) -> Version:
@@ -76,10 +77,18 @@ def faulty_devices(session: Session, model: str) -> list[str]:
     return sorted({device for devices in found for device in devices})
 
 
-def _group(
-    session: Session, rollout: Rollout, version: Version, members: ColumnElement[bool]
+def group(
+    session: Session, version: Version, since: float, members: ColumnElement[bool]
 ) -> GroupStatistics:
-    newest = _newest(session, rollout, version, members)
+    """Return what devices have served with a version, by windows received since a time.
+
+    Args:
+        session: for reading.
+        version: that answered.
+        since: Unix seconds.
+        members: which windows count.
+    """
+    newest = _newest(session, version, since, members)
     held = newest.limit(MAX_WINDOWS).subquery()
     sums = session.execute(
         select(
@@ -103,7 +112,7 @@ def _group(
 
 
 def _newest(
-    session: Session, rollout: Rollout, version: Version, members: ColumnElement[bool]
+    session: Session, version: Version, since: float, members: ColumnElement[bool]
 ) -> Select[Any]:
     columns = (
         "device_id", "manifest", "rows", "errors", "labelled", "correct", "predictions",
@@ -112,10 +121,10 @@ def _newest(
     return (
         select(*(getattr(WindowRecord, name) for name in columns))
         .where(
-            WindowRecord.model == rollout.model,
+            WindowRecord.model == version.model,
             WindowRecord.version == version.version,
-            WindowRecord.received_at >= (rollout.stage_started_at or 0.0),
-            WindowRecord.device_id.not_in(faulty_devices(session, rollout.model)),
+            WindowRecord.received_at >= since,
+            WindowRecord.device_id.not_in(faulty_devices(session, version.model)),
             members,
         )
         .order_by(WindowRecord.received_at.desc())

@@ -156,8 +156,9 @@ def preview(
     _policy(gate, strategy)
     _order(order)
     row = registry.get_version(session, model, version)
-    newest = _newest_release(session, model)
-    number = 1 if newest is None else newest.number + (newest.version_id != row.id)
+    held = _releasable(session, row)
+    newest = next(iter(registry.releases(session, model)), None)
+    number = held.number if held else 1 + (newest.number if newest else 0)
     candidates = _candidates(session, row, to, variant, now)
     return plan.make(candidates, strategy, f"{model}/{number}", stages)
 
@@ -369,16 +370,24 @@ def _bytes(device: Device, model: str, chosen: Variant | None) -> int:
     return 0 if held else chosen.transfer_bytes
 
 
-def _newest_release(session: Session, model: str) -> Release | None:
-    return session.scalar(
-        select(Release).where(Release.model == model).order_by(Release.number.desc()).limit(1)
-    )
+def _releasable(session: Session, version: Version) -> Release | None:
+    """Return the release of a version that can be rolled out as it is, None if it needs a new one.
+
+    That is the newest regular release, or the newest of all if it was made for a challenge.
+    """
+    released = registry.releases(session, version.model)
+    regular = next((row for row in released if not row.challenge), None)
+    for row in (regular, *released[:1]):
+        if row is not None and row.version_id == version.id:
+            return row
+    return None
 
 
 def _release(session: Session, version: Version, reason: str, now: float) -> int:
-    newest = _newest_release(session, version.model)
-    if newest is not None and newest.version_id == version.id:
-        return newest.number
+    held = _releasable(session, version)
+    if held is not None:
+        held.challenge = False  # what was made for a challenge is taken up
+        return held.number
     return registry.release(session, version.model, version.version, reason, now).number
 
 
