@@ -10,7 +10,7 @@ MEMBERS := protocol agent converters cloud
 AGENT_SOURCES := $(shell find protocol agent -name '*.py' -not -path '*/build/*')
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 
-.PHONY: help demo test test-agent-alone lint bench docs api locks clean
+.PHONY: help demo test test-agent-alone lint bench faults docs api locks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -49,12 +49,16 @@ lint: .venv/installed  ## formatting, lint rules with the import bans, strict ty
 bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON under build/bench/
 	$(PYTHON) -m tests.bench
 
+faults: .venv/installed  ## the agent under faults: the table of cases, then 10,000 random faults (about 20 minutes)
+	$(PYTHON) -m tests.faults; cases=$$?; $(PYTHON) -m tests.faults soak && exit $$cases
+
 docs: .venv/installed  ## the documentation as a site under build/site/
 	$(PYTHON) -m mkdocs build --strict --quiet --site-dir build/site
 
-api: .venv/installed  ## write docs/openapi.json and docs/asyncapi.json from the code
+api: .venv/installed  ## write docs/openapi.json, docs/asyncapi.json and the agent's settings from the code
 	.venv/bin/edgefleet openapi > docs/openapi.json
 	$(PYTHON) scripts/asyncapi.py > docs/asyncapi.json
+	$(PYTHON) scripts/agent_settings.py
 
 locks: scripts/uv.sh  ## resolve the pins anew (host-neutral, see docs/adr/0001)
 	uv=$$(scripts/uv.sh) && export UV_CUSTOM_COMPILE_COMMAND="make locks" && \

@@ -1,90 +1,59 @@
-"""Doing what the update table says, for every model of this device.
+"""Moving every lane of this device along the update table. All of it on the engine's one thread.
 
 `drive` looks at the step that an attempt is in and does what that step needs; it may be called at
-any time, and after a restart it is what picks up the work. Slow work (hashing, the trial, loading)
-runs on a thread of its own and comes back as a `Done`, which counts only if the attempt is still
-at the step that started it. Everything else happens on the engine's one thread.
+any time, and after a restart it is what picks up the work. Rules:
+
+1. A step forward is on disk before anything is done for it; on a store that cannot be written it is
+   tried again later, and nothing else happens to that lane meanwhile.
+2. A step back (a fault, a deadline, a withdrawal) takes place at once, see `ledger`.
+3. A lane never waits for another one's work: what hangs is given up at its deadline.
+4. While an attempt waits (for its window, its byte budget, another trial) its deadlines do not run,
+   and its reason says what it waits for.
 """
 
-import functools
 import logging
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from msgspec import Struct, structs
+from msgspec import structs
 
-from edgefleet_agent import trial, update, verification
+from edgefleet_agent import update
+from edgefleet_agent.allowance import Allowance
 from edgefleet_agent.config import Config
-from edgefleet_agent.errors import AgentError, StoreError
-from edgefleet_agent.fetching import WINDOW, Fetch
+from edgefleet_agent.deadlines import Deadlines
+from edgefleet_agent.downloads import Downloads
+from edgefleet_agent.driving import Driver
+from edgefleet_agent.errors import StoreError, TransitionError
+from edgefleet_agent.journal import Assigned, Journal, Order
+from edgefleet_agent.lanes import Lanes
+from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.loading import Loader
-from edgefleet_agent.serving import Model, Proof, Served
-from edgefleet_agent.sketching import ClosedWindow
+from edgefleet_agent.maintenance import Windows
+from edgefleet_agent.moves import Moves
+from edgefleet_agent.serving import Model
 from edgefleet_agent.slots import Slots
-from edgefleet_agent.update import Assigned, Event, Installed, Journal, Order, Plan
-from edgefleet_protocol.errors import MalformedError, ProtocolError, RefusedError
+from edgefleet_agent.standing import Standing
+from edgefleet_agent.steps import Steps
+from edgefleet_agent.surroundings import Surroundings
+from edgefleet_agent.update import Event, Limit, Plan
+from edgefleet_agent.work import BUNDLE, MAX_GIVEN_UP, Done, Task, Workers
+from edgefleet_protocol.errors import MalformedError, RefusedError
 from edgefleet_protocol.messages import (
     Attempt,
     Block,
-    BlockRequest,
     BlocksUnavailable,
     Refusal,
-    Result,
     Slot,
-    Step,
 )
-from edgefleet_protocol.profiles import DeviceProfile
 
 log = logging.getLogger(__name__)
 
-ARTIFACT_BLOCK, BUNDLE = "artifact block", "bundle"
-Work = Callable[[], None]
-
-
-class Token(Struct, frozen=True):
-    """The attempt and the step that a piece of work belongs to."""
-
-    model: str
-    number: int
-    step: Step
-
-
-class Done(Struct, frozen=True):
-    """A piece of work has ended: with an event for the table, or with a loaded model."""
-
-    token: Token
-    event: Event | None = None
-    reason: str = ""
-    refusal: Refusal | None = None
-    served: Served | None = None
-
-
-class Surroundings(Struct, frozen=True):
-    """What attempts need of the agent around them.
-
-    Attributes:
-        device: what this device is.
-        clock: Unix seconds.
-        report: puts a result or a refusal into the outbox.
-        deliver: queues a `Done` for the engine's thread.
-        on_window: queues a closed window.
-        on_proven: queues the news that a candidate has served enough rows.
-        start: runs a piece of work beside the engine's thread.
-        try_candidate: `trial.run`.
-    """
-
-    device: DeviceProfile
-    clock: Callable[[], float]
-    report: Callable[[Result | Refusal], None]
-    deliver: Callable[[Done], None]
-    on_window: Callable[[ClosedWindow], None]
-    on_proven: Callable[[Slot], None]
-    start: Callable[[Work], None]
-    try_candidate: Callable[[trial.Request, Callable[[], bool]], trial.Verdict] = trial.run
+ARTIFACT_BLOCK = "artifact block"
+# Between two tries to write what could not be written.
+STORE_AGAIN_S = 10.0
 
 
 class Attempts:
-    """All models of one device and what is being done about them."""
+    """All lanes of one device and what is being done about them."""
 
     def __init__(
         self,
@@ -93,45 +62,85 @@ class Attempts:
         models: Callable[[str], Model],
         surroundings: Surroundings,
     ) -> None:
-        self._config = config
+        around = surroundings
+        self._around = around
+        self._loader = Loader(config, slots, around.device, around.clock, around.on_window)
+        steps = Steps(config, slots, self._loader, around.try_candidate)
+        self._workers = Workers(around.start, around.deliver)
         self._slots = slots
-        self._model = models
-        self._around = surroundings
-        self._loader = Loader(
-            config, slots, surroundings.device, surroundings.clock, surroundings.on_window
+        self._ledger = Ledger(slots, around.report)
+        self._lanes = Lanes(models, around.on_proven)
+        self._standing = Standing(
+            slots, self._ledger, self._lanes, self._workers, steps, around.report
         )
-        self._entered: dict[str, float] = {}
-        self._fetches: dict[str, Fetch] = {}
-        self._working: dict[str, Token] = {}
-        self._connected_at: float | None = None
-        self._cancelled = threading.Event()
-        self.journals: dict[str, Journal] = {}
+        self._deadlines = Deadlines(config.budgets)
+        allowance = Allowance(
+            config.folder,
+            config.network,
+            around.link_class,
+            around.clock,
+            monotonic=around.monotonic,
+            start=around.start,
+        )
+        self.downloads = Downloads(allowance)
+        self._moves = Moves(
+            slots, self._ledger, self._standing, self._workers, self.downloads, self._deadlines
+        )
+        self._driver = Driver(
+            around,
+            Windows.parse(config.maintenance.windows),
+            slots,
+            self._ledger,
+            self._lanes,
+            self._standing,
+            steps,
+            self._workers,
+            self.downloads,
+            self._deadlines,
+            self._moves,
+        )
+
+    @property
+    def journals(self) -> dict[str, Journal]:
+        """Key of each lane → its journal."""
+        return self._ledger.journals
 
     # -- life ------------------------------------------------------------------------------------
 
-    def open(self, now: float) -> None:
-        """Read the journals and serve what they say serves.
+    def open(self, now: float, *, crash_loop: bool = False) -> bool:
+        """Read the journals, and begin to load what they say serves.
 
         Args:
             now: monotonic seconds.
+            crash_loop: the agent ended soon after each of its last starts.
+
+        Returns:
+            Whether a release was given up because the agent had crashed.
         """
-        self.journals, complaints = self._slots.journals()
-        for complaint in complaints:
-            log.error("%s", complaint)
-            self._around.report(Refusal("journal", "damaged", complaint))
-        for model in list(self.journals):
-            self._entered[model] = now
-            self._store(update.restarted(self.journals[model]))
-            self._serve_installed(model)
-        for model in list(self.journals):
-            self.drive(model, now)
+        self._ledger.read()
+        gave_up = False
+        for journal in list(self.journals.values()):
+            seen = update.restarted(journal)
+            if seen is not journal:
+                gave_up |= journal.candidate is not None and seen.candidate is None
+                self._ledger.take(seen)
+        if crash_loop and not gave_up:
+            gave_up = self._standing.give_up_suspect(now) is not None
+        for key in list(self.journals):
+            self._moves.enter(key, now)
+            self._standing.settle(key, now)
+            self._driver.drive(key, now)
+        return gave_up
+
+    @property
+    def restoring(self) -> bool:
+        """Whether a confirmed release is being loaded."""
+        return bool(self._workers.keys(Task.RESTORE))
 
     def close(self) -> None:
         """Stop what runs beside; nothing is decided by it."""
-        self._cancelled.set()
-        for fetch in self._fetches.values():
-            fetch.close()
-        self._fetches.clear()
+        self._workers.close()
+        self.downloads.close()
 
     # -- what is assigned ------------------------------------------------------------------------
 
@@ -142,416 +151,289 @@ class Attempts:
             RefusedError: `rollback`.
         """
         for target in targets:
-            update.decide(self.journals.get(target.slot.model), target)
+            update.decide(self.journals.get(target.key), target)
 
     def apply(self, targets: list[Assigned], now: float) -> None:
-        """Act on a verified assignment: the full list of what this device is to run."""
-        assigned = {target.slot.model: target for target in targets}
-        for model in sorted(self.journals.keys() | assigned.keys()):
-            target = assigned.get(model)
-            plan = update.decide(self.journals.get(model), target)
-            if plan is Plan.WITHDRAW or target is None:
-                self._withdraw(model)
-            elif plan is Plan.KEEP:
-                self._reorder(model, target.order)
-            else:
-                self._begin(model, target, now)
-            self.drive(model, now)
+        """Act on a verified assignment: the full list of what this device is to run.
+
+        A lane that cannot be brought there keeps no other from it; it may be applied again.
+
+        Raises:
+            StoreError: if something could not be written.
+        """
+        assigned = {target.key: target for target in targets}
+        failed: StoreError | None = None
+        # New attempts come first, so that a promoted challenger's files are needed all the time.
+        for key in sorted(self.journals.keys() | assigned.keys(), key=lambda k: k not in assigned):
+            try:
+                self._apply(key, assigned.get(key), now)
+            except StoreError as error:
+                failed = error
+        self._moves.collect()
+        if failed:
+            raise failed
+
+    def _apply(self, key: str, target: Assigned | None, now: float) -> None:
+        plan = update.decide(self.journals.get(key), target)
+        if plan is Plan.WITHDRAW or target is None:
+            self._withdraw(key, now)
+        elif plan is Plan.KEEP:
+            self._reorder(key, target.order)
+        else:
+            self._begin(key, target, now)
+        self._driver.drive(key, now)
+
+    def _begin(self, key: str, target: Assigned, now: float) -> None:
+        journal = self.journals.get(key) or Journal(target.slot.model, lane=target.order.lane)
+        if journal.attempt and not journal.attempt.is_final:
+            self._moves.move(key, Event.REPLACED, f"attempt {target.attempt} took its place", now)
+            journal = self.journals[key]
+        if journal.attempt and not self._ledger.report_end(key):
+            # The new attempt would overwrite the only record of how the old one ended.
+            raise StoreError(f"attempt {journal.attempt.number} of {key} is not reported yet")
+        journal = self.journals.get(key, journal)
+        self._ledger.save(update.begin(journal, target, self._around.clock()))
+        self._moves.leave(key)
+        self._moves.enter(key, now)
+        log.info("attempt %d: %s release %d", target.attempt, key, target.slot.release)
+        self._ledger.report_end(key)  # it may have ended at once
+
+    def _reorder(self, key: str, order: Order) -> None:
+        journal = update.reordered(self.journals[key], order)
+        if journal is self.journals[key]:
+            return
+        self._ledger.save(journal)
+        serving = journal.serving
+        served = self._lanes.loaded(journal, serving.slot) if serving else None
+        if serving and served and self._lanes.slot(journal) == serving.slot:
+            policy = self._loader.policy(order, served.signature)
+            served.recorder.reorder(order.window_rows, policy)
+            self._lanes.reorder(journal, serving)
+
+    def _withdraw(self, key: str, now: float) -> None:
+        journal = update.withdrawn(self._moves.counted(key, now))
+        before = self.journals[key]
+        if (journal.current, journal.previous) == (before.current, before.previous) and (
+            before.attempt is None or before.attempt.is_final
+        ):
+            return
+        self._moves.leave(key)
+        self._ledger.take(journal)
+        self._moves.enter(key, now)
+        self._lanes.clear(journal)
+        self._ledger.report_end(key)
+        self._moves.keep_leftovers = False
+        log.info("%s was withdrawn from this device", key)
+
+    def go_back(self, model: str, reason: str, now: float) -> None:
+        """Return to the release before the serving one, because a person at the device says so.
+
+        Raises:
+            TransitionError: if there is no such model, or nothing to go back to.
+        """
+        journal = self.journals.get(model)
+        if journal is None:
+            raise TransitionError(f"this device has no model {model!r}")
+        if journal.candidate:
+            self._moves.move(model, Event.FAULTY, reason, now)
+            return
+        self._standing.go_back(journal, "rolled-back-here", reason, now)
+        attempt = self.journals[model].attempt
+        if attempt and attempt.is_final:
+            self._moves.leave(model)
+            self._moves.enter(model, now)
 
     # -- what arrives ----------------------------------------------------------------------------
 
     def take_block(self, block: Block, now: float) -> None:
         """Give a block to every attempt that misses it."""
-        for model, fetch in list(self._fetches.items()):
-            try:
-                complaint = fetch.receive(block, now)
-            except (RefusedError, MalformedError) as error:
-                self._end_refused(model, error, now, block.digest)
-                continue
-            except OSError as error:
-                self._move(model, Event.BROKE, f"a block cannot be stored: {error}", now)
-                continue
-            if complaint:
-                self._refuse_block(complaint, block.digest)
-            if fetch.done:
-                self.drive(model, now)
+        for arrival in self.downloads.receive(block, now):
+            key = arrival.key
+            if isinstance(arrival.error, OSError):
+                self._moves.move(
+                    key, Event.BROKE, f"a block cannot be stored: {arrival.error}", now
+                )
+            elif arrival.error:
+                self._end_refused(key, arrival.error, block.digest, now)
+            elif arrival.complaint:
+                self._around.report(
+                    Refusal(ARTIFACT_BLOCK, "hash-mismatch", arrival.complaint, block.digest)
+                )
+            else:
+                self._deadlines.restart(key, Limit.STALL, now)
+                self._driver.drive(key, now)
 
     def take_unavailable(self, answer: BlocksUnavailable, now: float) -> None:
         """Hear that the hub cannot serve a blob."""
-        for model, fetch in list(self._fetches.items()):
-            if fetch.digest != answer.digest:
-                continue
+        for key, fetch in self.downloads.for_blob(answer.digest):
             try:
                 fetch.unavailable(answer.reason, now)
             except StoreError as error:
-                self._move(model, Event.BROKE, str(error), now)
+                self._moves.move(key, Event.BROKE, str(error), now)
 
     def take_done(self, done: Done, now: float) -> None:
         """Hear that a piece of work has ended."""
-        token = done.token
-        if self._working.get(token.model) == token:
-            del self._working[token.model]
-        if not self._is_current(token):
-            return  # superseded, or over its deadline, meanwhile
+        if not self._workers.take(done):
+            done.discard()  # nobody waits for it any more
+            return
+        key = done.token.key
+        if done.token.task is Task.RESTORE:
+            before = self.journals[key].attempt
+            self._standing.take_restored(done, now)
+            if self.journals[key].attempt is not before:  # it is to be fetched again
+                self._moves.enter(key, now)
+        elif done.opened:
+            self._take_opened(done, now)
+        elif done.served:
+            self._place(done)
+        else:
+            self._take_verdict(done, now)
+        self._driver.drive(key, now)
+
+    def _take_opened(self, done: Done, now: float) -> None:
+        key, fetch = done.token.key, self.downloads.get(done.token.key)
+        if fetch is None or done.opened is None:
+            done.discard()
+            return
+        if done.opened.deleted:
+            log.info("deleted for %s: %s", key, ", ".join(done.opened.deleted))
+            self._forget_deleted()
+        try:
+            fetch.take_opened(done.opened, now)
+        except RefusedError as error:
+            self._end_refused(key, error, done.token.slot.manifest, now)
+        else:
+            self._deadlines.restart(key, Limit.STALL, now)
+
+    def _forget_deleted(self) -> None:
+        """Name no previous release that had to give its room to a download."""
+        for journal in list(self.journals.values()):
+            if journal.previous and not self._slots.is_whole(journal.previous.slot.manifest):
+                self._ledger.take(structs.replace(journal, previous=None))
+
+    def _place(self, done: Done) -> None:
+        key, served = done.token.key, done.served
+        journal = self.journals[key]
+        if served and journal.candidate:
+            self._moves.placed.add(key)
+            self._deadlines.reached(key, Limit.LOAD)
+            self._lanes.put_candidate(journal, journal.candidate, served, done.max_latency_us)
+
+    def _take_verdict(self, done: Done, now: float) -> None:
+        key = done.token.key
         if done.refusal:
             self._around.report(done.refusal)
-        if done.served:
-            self._serve_candidate(token.model, done.served)
-        if done.event:
-            self._move(token.model, done.event, done.reason, now)
-        self.drive(token.model, now)
+        if done.token.task is Task.ACTIVATE:
+            reason = f"cannot serve in this process: {done.reason}"
+            self._moves.move(key, Event.FAULTY, reason, now)
+        elif done.event is Event.VERIFIED:
+            self._moves.verified.add(key)  # drive() looks whether it has to wait
+        elif done.event:
+            self._moves.move(key, done.event, done.reason, now)
 
     def take_fault(self, slot: Slot, reason: str, now: float) -> None:
         """Hear that a candidate failed while it served."""
-        if self._is_candidate(slot):
-            self._move(slot.model, Event.FAULTY, reason, now)
+        for key in self._candidates(slot):
+            self._moves.move(key, Event.FAULTY, reason, now)
 
-    def take_proven(self, slot: Slot, now: float) -> None:
-        """Hear that a candidate has served enough rows."""
-        if self._is_candidate(slot):
-            self._move(slot.model, Event.PROVEN, "", now)
+    def take_proven(self, key: str, slot: Slot, now: float) -> None:
+        """Hear that the candidate of a lane has served enough rows."""
+        if key in self._candidates(slot):
+            self._moves.move(key, Event.PROVEN, "", now)
+
+    def _candidates(self, slot: Slot) -> list[str]:
+        return [
+            key
+            for key, journal in self.journals.items()
+            if journal.candidate and journal.candidate.slot == slot
+        ]
 
     def connected(self, now: float) -> None:
         """Ask again for what the old connection had been asked for."""
-        self._connected_at = now
-        for fetch in self._fetches.values():
-            fetch.reconnected(now)
+        self.downloads.reconnected(now)
+        for key in self.journals:
+            self._deadlines.restart(key, Limit.STALL, now)
 
-    def disconnected(self) -> None:
-        """Stop the clock of downloads."""
-        self._connected_at = None
+    def disconnected(self, now: float) -> None:
+        """Stop the clocks of downloads."""
+        self.downloads.connected = False
+        for key in list(self.journals):
+            self._driver.drive(key, now)
 
     # -- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """End what is overdue, and take up what was left."""
-        for model in list(self.journals):
-            until = self._deadline(model)
-            if until is not None and now >= until:
-                step = self.journals[model].attempt
-                self._move(
-                    model, Event.OVERDUE, f"no end of {step.step if step else ''} in time", now
-                )
-            self.drive(model, now)
+        """End what is overdue, take up what was left, write and report what is owed."""
+        self._moves.write_again(now)
+        for key in list(self.journals):
+            self._end_overdue(key, now)
+            self._driver.drive(key, now)
+        self._moves.collect()
 
     def next_at(self) -> float | None:
-        """Return when `tick` or `requests` should be called next, monotonic seconds."""
-        times = [self._deadline(model) for model in self.journals]
-        if self._connected_at is not None:
-            times += [fetch.next_at() for fetch in self._fetches.values()]
+        """Return when `tick` should be called next, monotonic seconds."""
+        times = [self.downloads.next_at(), self._moves.next_at()]
+        for key, journal in self.journals.items():
+            deadline = self._deadlines.next(key, journal.attempt)
+            times.append(deadline[0] if deadline else None)
+            times.append(self._restored_by(key))
         return min((at for at in times if at is not None), default=None)
 
-    def requests(self, now: float) -> Iterator[BlockRequest]:
-        """Yield what to ask the hub for now; the window is shared by all downloads."""
-        if self._connected_at is None:
-            return
-        window = max(WINDOW // max(len(self._fetches), 1), 1)
-        for fetch in self._fetches.values():
-            request = fetch.request(now, window)
-            if request:
-                yield request
+    def _restored_by(self, key: str) -> float | None:
+        began_at = self._workers.began_at(key, Task.RESTORE)
+        return None if began_at is None else began_at + self._deadlines.restore_s
 
-    @property
-    def wanted_blobs(self) -> set[str]:
-        """Digests of the blobs that are being fetched now."""
-        return {fetch.digest for fetch in self._fetches.values() if fetch.digest}
+    def _end_overdue(self, key: str, now: float) -> None:
+        restored_by = self._restored_by(key)
+        if restored_by is not None and now >= restored_by:
+            self._workers.give_up(key, Task.RESTORE)
+            self._standing.set_damaged(
+                key, f"not loaded within {self._deadlines.restore_s:g} s", now
+            )
+            self._moves.enter(key, now)
+            self._tell_hanging()
+        attempt = self.journals[key].attempt
+        deadline = self._deadlines.next(key, attempt)
+        if attempt and deadline and now >= deadline[0] and not self._moves.owes(key):
+            text = f"no end of {attempt.step} in time: {deadline[1]}"
+            self._moves.move(key, Event.OVERDUE, text, now)
+            self._tell_hanging()
+
+    def _tell_hanging(self) -> None:
+        hanging = [f"{token.task} of {token.key}" for token in self._workers.hanging]
+        if len(hanging) >= MAX_GIVEN_UP:
+            text = (
+                f"work hangs, and no more is begun: {', '.join(hanging)}. The disk or a runtime"
+                " does not answer: look at the disk, and start the agent anew"
+            )
+            log.critical("%s", text)
+            self._around.report(Refusal("agent", "hung-work", text))
+
+    # -- for the state message -------------------------------------------------------------------
+
+    def slot(self, journal: Journal) -> Slot | None:
+        """Return the release that stands in a lane now."""
+        return self._lanes.slot(journal)
 
     def summaries(self) -> list[Attempt]:
-        """Return the newest attempt of each model, downloads with their progress."""
+        """Return the newest attempt of each lane, with its progress and what it waits for."""
         found = []
-        for model, journal in sorted(self.journals.items()):
-            if journal.attempt is None:
+        for key, journal in sorted(self.journals.items()):
+            attempt, fetch = journal.attempt, self.downloads.get(key)
+            if attempt is None:
                 continue
-            attempt, fetch = journal.attempt, self._fetches.get(model)
             if fetch:
                 attempt = structs.replace(
                     attempt, fetched_bytes=fetch.held_bytes, total_bytes=fetch.total_bytes
                 )
-            found.append(update.summary(attempt))
+            reason = self._driver.waits.get(key) or attempt.reason
+            found.append(update.summary(structs.replace(attempt, reason=reason)))
         return found
 
-    # -- steps -----------------------------------------------------------------------------------
-
-    def drive(self, model: str, now: float) -> None:
-        """Do what the attempt's step needs, as often as it moves on by that."""
-        attempt = self.journals[model].attempt
-        if attempt is None or attempt.is_final:
-            return
-        target = attempt.target
-        if attempt.step is Step.FETCHING:
-            self._drive_fetching(model, target, now)
-        elif attempt.step is Step.VERIFYING:
-            self._start(model, functools.partial(self._verify, target))
-        elif attempt.step is Step.TRYING:
-            self._start(model, functools.partial(self._try, target))
-        elif attempt.step is Step.ACTIVE:
-            if self._model(model).slot != target.slot:
-                self._start(model, functools.partial(self._activate, target))
-            elif target.order.confirm_rows == 0:
-                self._move(model, Event.PROVEN, "", now)
-
-    def _drive_fetching(self, model: str, target: Assigned, now: float) -> None:
-        fetch, attempt = self._fetches.get(model), self.journals[model].attempt
-        if fetch is None:
-            before_bytes = attempt.fetched_bytes if attempt else 0
-            check = functools.partial(
-                verification.check_manifest, target=target, device=self._around.device
-            )
-            try:
-                fetch = Fetch(self._slots, target, check, now, before_bytes)
-            except (RefusedError, MalformedError) as error:
-                self._end_refused(model, error, now, target.slot.manifest)
-                return
-            except OSError as error:
-                self._move(model, Event.BROKE, f"no room for the download: {error}", now)
-                return
-            self._fetches[model] = fetch
-        if fetch.done:
-            self._move(model, Event.FETCHED, "", now)
-            self.drive(model, now)
-
-    def _start(self, model: str, work: Callable[[Token], Done]) -> None:
-        attempt = self.journals[model].attempt
-        assert attempt is not None  # drive() has looked
-        token = Token(model, attempt.number, attempt.step)
-        if model in self._working and self._is_current(self._working[model]):
-            return
-        self._working[model] = token
-        self._around.start(lambda: self._around.deliver(_guarded(work, token)))
-
-    def _verify(self, target: Assigned, token: Token) -> Done:
-        bundle = self._slots.manifest(target.slot.manifest)
-        bad = self._slots.drop_damaged(bundle)
-        for file in self._slots.absent(bundle):
-            if not self._slots.has_part(file):
-                bad.append(f"{file.role} file {file.digest}")
-            elif not bad:
-                self._slots.install(file)
-        if bad:
-            return Done(token, Event.INCOMPLETE, f"damaged on disk: {', '.join(bad)}")
-        verification.read_reference(bundle, self._slots.read(bundle.file("reference")))
-        verification.read_golden(bundle, self._slots.read(bundle.file("golden")))
-        return Done(token, Event.VERIFIED)
-
-    def _try(self, target: Assigned, token: Token) -> Done:
-        bundle = self._slots.manifest(target.slot.manifest)
-        budgets = self._config.budgets
-        request = trial.Request(
-            str(self._slots.path(target.slot.manifest)),
-            str(self._slots.path(bundle.file("model").digest)),
-            str(self._slots.path(bundle.file("golden").digest)),
-            budgets.trial_timeout_s,
-            budgets.trial_memory_bytes,
-        )
-        verdict = self._around.try_candidate(
-            request, lambda: self._cancelled.is_set() or not self._is_current(token)
-        )
-        if verdict.faults:
-            return Done(token, Event.REFUSED, "; ".join(verdict.faults))
-        log.info(
-            "trial of %s release %d passed: %.0f us a row, %d bytes",
-            token.model,
-            target.slot.release,
-            verdict.latency_us,
-            verdict.memory_bytes,
-        )
-        return Done(token, Event.PASSED)
-
-    def _activate(self, target: Assigned, token: Token) -> Done:
-        try:
-            served, bundle = self._loader.load(Installed(target.slot, target.order))
-            vectors = verification.read_golden(bundle, self._slots.read(bundle.file("golden")))
-            served.check(vectors)
-        except (AgentError, ProtocolError, OSError) as error:
-            return Done(token, Event.FAULTY, f"cannot serve in this process: {error}")
-        return Done(token, served=served)
-
-    # -- serving ---------------------------------------------------------------------------------
-
-    def _serve_installed(self, model: str) -> None:
-        """Serve the current release, or the previous one if the current cannot be loaded."""
-        journal = self.journals[model]
-        while journal.current:
-            try:
-                served, _ = self._loader.load(journal.current, whole=True)
-            except (AgentError, ProtocolError, OSError) as error:
-                text = f"{model} release {journal.current.slot.release} cannot be served: {error}"
-                log.error("%s", text)
-                self._around.report(Refusal(BUNDLE, "damaged", text, journal.current.slot.manifest))
-                journal = update.damaged(journal, text)
-                self._store(journal)
-                continue
-            self._model(model).serve(served)
-            return
-
-    def _serve_candidate(self, model: str, served: Served) -> None:
-        journal = self.journals[model]
-        attempt = journal.attempt
-        assert attempt is not None  # the token was current
-        place = self._model(model)
-        current = place.loaded(journal.current.slot) if journal.current else None
-        proof = Proof(
-            attempt.target.order.confirm_rows,
-            functools.partial(self._around.on_proven, served.slot),
-        )
-        place.serve(served, current, proof)
-        log.info("serving %s release %d, unconfirmed", model, served.slot.release)
-
-    # -- journals --------------------------------------------------------------------------------
-
-    def _begin(self, model: str, target: Assigned, now: float) -> None:
-        journal = self.journals.get(model) or Journal(model)
-        if journal.attempt and not journal.attempt.is_final:
-            self._move(model, Event.REPLACED, f"attempt {target.attempt} took its place", now)
-            journal = self.journals[model]
-        self._entered[model] = now
-        self._store(update.begin(journal, target, self._around.clock()))
-        log.info("attempt %d: %s release %d", target.attempt, model, target.slot.release)
-
-    def _reorder(self, model: str, order: Order) -> None:
-        journal = update.reordered(self.journals[model], order)
-        if journal is self.journals[model]:
-            return
-        self._store(journal)
-        place = self._model(model)
-        if journal.serving and place.slot == journal.serving.slot:
-            served = place.loaded(journal.serving.slot)
-            if served:
-                served.recorder.reorder(order.window_rows, self._loader.policy(order))
-
-    def _withdraw(self, model: str) -> None:
-        journal = update.withdrawn(self.journals[model])
-        if journal == self.journals[model]:
-            return
-        self._drop_fetch(model)
-        self._store(journal)
-        self._model(model).serve(None)
-        log.info("%s was withdrawn from this device", model)
-        self._collect()
-
-    def _move(self, model: str, event: Event, reason: str, now: float) -> None:
-        """Go one step along the table: on disk first, then in memory, then in what serves."""
-        fetch = self._fetches.get(model)
-        journal = self.journals[model]
-        if fetch and journal.attempt:
-            counted = structs.replace(
-                journal.attempt,
-                fetched_bytes=journal.attempt.fetched_bytes + fetch.fetched_bytes,
-                total_bytes=fetch.total_bytes,
-            )
-            journal = structs.replace(journal, attempt=counted)
-        journal = update.advance(journal, event, reason)
-        self._drop_fetch(model)
-        self._entered[model] = now
-        self._store(journal)
-        attempt = journal.attempt
-        if attempt and attempt.is_final:
-            log.info("attempt %d of %s: %s %s", attempt.number, model, attempt.step, reason)
-            self._settle(model)
-
-    def _settle(self, model: str) -> None:
-        """After an attempt has ended: let the right release serve, and clear up."""
-        journal, place = self.journals[model], self._model(model)
-        serving = journal.serving
-        if serving is None:
-            place.serve(None)
-        else:
-            served = place.loaded(serving.slot)
-            if served:
-                place.serve(served)
-            else:
-                self._serve_installed(model)
-        self._collect()
-
-    def _store(self, journal: Journal) -> None:
-        self._slots.save(journal)
-        self.journals[journal.model] = journal
-        attempt = journal.attempt
-        if attempt and attempt.is_final and not attempt.reported:
-            self._around.report(_result(attempt, self._around.clock()))
-            reported = structs.replace(attempt, reported=True)
-            journal = structs.replace(journal, attempt=reported)
-            self._slots.save(journal)
-            self.journals[journal.model] = journal
-
     def _end_refused(
-        self, model: str, error: RefusedError | MalformedError, now: float, digest: str
+        self, key: str, error: RefusedError | MalformedError, digest: str, now: float
     ) -> None:
         reason = error.reason if isinstance(error, RefusedError) else "malformed"
         what = ARTIFACT_BLOCK if reason in ("hash-mismatch", "too-many-bytes") else BUNDLE
         self._around.report(Refusal(what, reason, str(error), digest))
-        self._move(model, Event.REFUSED, f"{reason}: {error}", now)
-
-    def _refuse_block(self, complaint: str, digest: str) -> None:
-        self._around.report(Refusal(ARTIFACT_BLOCK, "hash-mismatch", complaint, digest))
-
-    def _drop_fetch(self, model: str) -> None:
-        fetch = self._fetches.pop(model, None)
-        if fetch:
-            fetch.close()
-
-    def _collect(self) -> None:
-        gone = self._slots.collect(self.journals.values())
-        if gone:
-            log.info("deleted %d files that no release needs", len(gone))
-
-    def _is_current(self, token: Token) -> bool:
-        journal = self.journals.get(token.model)
-        attempt = journal.attempt if journal else None
-        return attempt is not None and attempt.number == token.number and attempt.step is token.step
-
-    def _is_candidate(self, slot: Slot) -> bool:
-        journal = self.journals.get(slot.model)
-        candidate = journal.candidate if journal else None
-        return candidate is not None and candidate.slot == slot
-
-    def _deadline(self, model: str) -> float | None:
-        journal = self.journals[model]
-        budgets = self._config.budgets
-        allowed = update.deadline_s(
-            journal,
-            fetch_stall_s=budgets.fetch_stall_s,
-            trial_timeout_s=budgets.trial_timeout_s,
-        )
-        if allowed is None:
-            return None
-        since = self._entered[model]
-        if journal.attempt and journal.attempt.step is Step.FETCHING:
-            fetch = self._fetches.get(model)
-            if fetch is None or self._connected_at is None:
-                return None
-            since = max(since, fetch.progress_at, self._connected_at)
-        return since + allowed
-
-
-def _guarded(work: Callable[[Token], Done], token: Token) -> Done:
-    """Run a piece of work; whatever it raises becomes an event for the table."""
-    try:
-        return work(token)
-    except RefusedError as error:
-        refusal = Refusal(BUNDLE, error.reason, str(error))
-        return Done(token, Event.REFUSED, f"{error.reason}: {error}", refusal)
-    except ProtocolError as error:
-        refusal = Refusal(BUNDLE, "malformed", str(error))
-        return Done(token, Event.REFUSED, f"malformed: {error}", refusal)
-    except (AgentError, OSError) as error:
-        return Done(token, Event.BROKE, str(error))
-    except Exception as error:
-        # A defect of ours must end the attempt, not the thread that would report it.
-        log.exception("work for %s failed", token)
-        return Done(token, Event.BROKE, f"internal error: {error!r}")
-
-
-def _result(attempt: update.Try, now: float) -> Result:
-    slot = attempt.target.slot
-    return Result(
-        attempt.number,
-        slot.model,
-        slot.version,
-        slot.release,
-        slot.manifest,
-        attempt.step,
-        attempt.reason,
-        attempt.fetched_bytes,
-        max(now - attempt.began_at, 0.0),
-    )
+        self._moves.move(key, Event.REFUSED, f"{reason}: {error}", now)

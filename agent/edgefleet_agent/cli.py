@@ -1,15 +1,22 @@
-"""`edgefleet-agent`: enrol a device, run its agent, look at it.
+"""`edgefleet-agent`: enrol a device, run its agent, look at it, find out what is wrong with it.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 hub not reachable, 4 claim refused.
 """
 
 import argparse
+import contextlib
+import faulthandler
 import json
 import logging
+import os
+import pwd
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +26,14 @@ from edgefleet_agent.errors import (
     ClaimRefusedError,
     ConfigError,
     HubUnreachableError,
+    StoreError,
 )
 
 log = logging.getLogger("edgefleet_agent")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_CLAIM_REFUSED = 0, 1, 2, 3, 4
+_FOLLOW_S = 0.2
+_STDERR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +75,32 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", parents=[shared], help="show what this device runs")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument(
+        "--running", action="store_true", help="fail if the agent does not run, for health checks"
+    )
     status.set_defaults(run=_status)
+
+    doctor = commands.add_parser(
+        "doctor", parents=[shared], help="say what is wrong, and what to do about it"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--deep", action="store_true", help="hash all files of all models too")
+    doctor.set_defaults(run=_doctor)
+
+    back = commands.add_parser(
+        "rollback", parents=[shared], help="go back to the release before the one that serves"
+    )
+    back.add_argument("model", metavar="MODEL")
+    back.add_argument("--reason", default="", help="for the log and the hub")
+    back.set_defaults(run=_rollback)
+
+    log_files = commands.add_parser("logs", parents=[shared], help="show the log of the store")
+    log_files.add_argument("--follow", action="store_true", help="go on with what is written")
+    log_files.add_argument("--lines", type=int, default=50, metavar="N", help="newest N (50)")
+    log_files.add_argument(
+        "--since", type=_moment, metavar="WHEN", help="90s, 10m, 2h, 3d ago, or 2026-01-31T12:00"
+    )
+    log_files.set_defaults(run=_logs)
 
     predict = commands.add_parser("predict", parents=[shared], help="answer rows of a file")
     predict.add_argument("model", metavar="MODEL")
@@ -80,12 +115,32 @@ def _load(options: argparse.Namespace) -> config.Config:
     return config.load(options.config, overrides=overrides)
 
 
+def _own_store(options: argparse.Namespace) -> config.Config:
+    """Load the configuration of a command that writes to the store.
+
+    Raises:
+        ConfigError: if root would leave files there that the store's owner cannot use.
+    """
+    settings = _load(options)
+    owner = settings.folder.stat().st_uid if settings.folder.is_dir() else os.geteuid()
+    if os.geteuid() == 0 and owner != 0:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        raise ConfigError(
+            f"{settings.folder} belongs to {name}, and what root writes there {name} could not"
+            f" use; run this as {name}: sudo -u '{name}' edgefleet-agent …"
+        )
+    return settings
+
+
 def _enrol(options: argparse.Namespace) -> int:
     # Modules that cost time to import are imported by the command that needs them.
     from edgefleet_agent import enrolment, files
     from edgefleet_agent.agent import device_profile
 
-    settings = _load(options)
+    settings = _own_store(options)
     claim = enrolment.parse_claim(options.token)
     profile = device_profile(settings)
     with files.locked(settings.folder):
@@ -104,17 +159,35 @@ def _enrol(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = _load(options)
-    logs.set_up(as_json=settings.logs.json, verbose=options.verbose)
+    from edgefleet_agent import identity, supervision
+
+    settings = _own_store(options)
+    known = identity.load(settings.folder)
+    logs.set_up(settings.logs, device=known.hub.device, verbose=options.verbose)
+    # A runtime that crashes, or systemd's watchdog, leaves the stacks of all threads behind.
+    faulthandler.enable(file=_STDERR)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     from edgefleet_agent.agent import Agent
 
-    agent = Agent(settings)
+    supervisor = supervision.Supervisor()
+    watchdog = supervision.Watchdog(
+        supervisor,
+        link_alive=lambda: agent.link_alive(),
+        status=lambda: f"{len(agent.models())} models serve",
+    )
+    agent = Agent(settings, alive=watchdog.alive)
+    # Now that the store is this process's own, so is its log file.
+    logs.set_up(settings.logs, settings.folder, device=known.hub.device, verbose=options.verbose)
+    log.info("edgefleet-agent %s starts", __version__)
     agent.start()
+    supervisor.ready(f"{len(agent.models())} models serve")
+    watchdog.start()
     stopped.wait()
     log.info("stopping")
+    supervisor.stopping()
+    watchdog.stop()
     agent.stop()
     return EXIT_OK
 
@@ -122,13 +195,101 @@ def _run(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from edgefleet_agent import offline
 
-    found = offline.status(_load(options).folder)
+    found = offline.status(_load(options))
+    code = EXIT_FAILED if options.running and found["running"] is False else EXIT_OK
     if options.json:
         print(json.dumps(found, indent=2))
-        return EXIT_OK
-    print(f"device {found['device']}, hub {found['hub']}, {found['reports_waiting']} reports wait")
+        return code
+    runs = {True: "runs", False: "does not run", None: "may run (this user cannot tell)"}
+    print(f"device {found['device']}, hub {found['hub']}; the agent {runs[found['running']]}")
+    waiting = found["reports_waiting"]
+    print(f"last heard from the hub: {_ago(found['heard_at'])}; reports waiting: {waiting}")
+    left = found["bytes_left"]
+    budget = "no limit" if left is None else f"{left / 1024 / 1024:.1f} MiB left for downloads"
+    print(f"link {found['link']}, {budget}")
     _print_table(found["models"])
+    return code
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from edgefleet_agent import doctor, probes
+
+    overrides = {"store": options.store}
+    found = doctor.findings(probes.look(options.config, overrides, deep=options.deep))
+    if options.json:
+        print(json.dumps(msgspec.to_builtins(found), indent=2))
+    else:
+        for finding in found:
+            print(f"{finding.severity:<8}{finding.about}: {finding.text}")
+            if finding.remedy:
+                print(f"{'':<8}→ {finding.remedy}")
+    return EXIT_OK if doctor.is_healthy(found) else EXIT_FAILED
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from edgefleet_agent import offline
+
+    who = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"user {os.getuid()}"
+    reason = f"rolled back on the device by {who}"
+    reason += f": {options.reason}" if options.reason else ""
+    print(offline.roll_back(_own_store(options), options.model, reason))
     return EXIT_OK
+
+
+def _logs(options: argparse.Namespace) -> int:
+    settings = _load(options)
+    try:
+        shown = logs.read(settings.folder, lines=options.lines, since=options.since)
+        there = bool(logs.files(settings.folder))
+    except OSError as error:
+        raise StoreError(
+            f"the log cannot be read: {error}; run this as the agent's user"
+        ) from error
+    if not settings.logs.max_bytes:
+        print(
+            "edgefleet-agent: no log file is kept ([logs] max_bytes = 0); under systemd see"
+            " journalctl -u edgefleet-agent, in a container its own log",
+            file=sys.stderr,
+        )
+    elif not there and not options.follow:
+        print(f"edgefleet-agent: no log yet in {settings.folder / logs.FOLDER}", file=sys.stderr)
+    for line in shown:
+        print(line)
+    if options.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            for line in logs.follow(settings.folder, _wait_a_moment):
+                print(line, flush=True)
+    return EXIT_OK
+
+
+def _wait_a_moment() -> bool:
+    time.sleep(_FOLLOW_S)
+    return True
+
+
+def _moment(text: str) -> float:
+    """Return the Unix time that `--since` names."""
+    found = re.fullmatch(r"([0-9]+)([smhd])", text)
+    if found:
+        return time.time() - int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; expected for example 10m, 2h, 3d or 2026-01-31T12:00"
+        ) from None
+
+
+def _ago(at: float | None) -> str:
+    if at is None:
+        return "never"
+    seconds = max(time.time() - at, 0.0)
+    for size_s, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -5,38 +5,31 @@ Rules:
 1. Everything has a default, so an enrolled device needs no file at all.
 2. A name that is not known is refused: a typing mistake never silently leaves a default in force.
 3. `EDGEFLEET_AGENT_<NAME>` overrides a top-level name, `EDGEFLEET_AGENT_<TABLE>_<NAME>` one of a
-   table (`EDGEFLEET_AGENT_SOURCE_PATH`). Lists are written with commas.
+   table (`EDGEFLEET_AGENT_SOURCE_PATH`). Lists are written with commas; an empty variable stands
+   for none where a setting may be none. Lists of tables stand in the file only.
 """
 
+import difflib
 import os
 import platform
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, inspect
 
+from edgefleet_agent import maintenance
 from edgefleet_agent.errors import ConfigError
+from edgefleet_agent.server import address
 from edgefleet_protocol.manifest import Runtime
 from edgefleet_protocol.profiles import BOARDS
 
 DEFAULT_STORE = "/var/lib/edgefleet"
 CONFIG_NAME = "agent.toml"
 ENVIRONMENT = "EDGEFLEET_AGENT_"
-_TABLES = (
-    "SOURCE",
-    "SAMPLES",
-    "BUDGETS",
-    "NETWORK",
-    "MAINTENANCE",
-    "STORAGE",
-    "EXECUTION",
-    "SERVER",
-    "BROKER",
-    "LOGS",
-)
 _DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 _MIB = 1024 * 1024
 
@@ -137,6 +130,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = ""
     max_request_bytes: Bytes = 64 * _MIB
 
+    def __post_init__(self) -> None:
+        """Refuse an address that is none, or that other machines can reach."""
+        if self.listen:
+            address.parse(self.listen)
+
 
 class LocalTopic(Struct, frozen=True, forbid_unknown_fields=True):
     """A model that answers messages of a broker on this machine.
@@ -144,22 +142,48 @@ class LocalTopic(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model: that answers.
         input: topic of JSON rows.
-        output: topic of the answers.
+        output: topic of the answers; what could not be answered is told at `{output}/error`.
     """
 
     model: str
     input: str
     output: str
 
+    @property
+    def error(self) -> str:
+        """Topic of what could not be answered."""
+        return f"{self.output}/error"
+
 
 class LocalBroker(Struct, frozen=True, forbid_unknown_fields=True):
-    """A broker on this machine or in its network, for sensor pipelines; none without topics."""
+    """A broker on this machine or in its network, for sensor pipelines; none without topics.
+
+    Attributes:
+        host: of the broker.
+        port: of the broker.
+        username: if it asks for one.
+        password_file: that holds the password and nothing else.
+        topics: `[[broker.topics]]` tables of `model`, `input` and `output`.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535)] = 1883
     username: str | None = None
     password_file: str | None = None
     topics: list[LocalTopic] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse topics that are no names, or that would answer answers."""
+        inputs = [topic.input for topic in self.topics]
+        outputs = [name for topic in self.topics for name in (topic.output, topic.error)]
+        for name in inputs + outputs:
+            if not name or "+" in name or "#" in name or "\0" in name:
+                raise ValueError(f"topic {name!r}: expected a name without '+' and '#'")
+        if len(set(inputs)) != len(inputs):
+            raise ValueError("two models have the same input topic; give each its own")
+        both = sorted(set(inputs) & set(outputs))
+        if both:
+            raise ValueError(f"topic {both[0]!r} is an output too, and would answer its answers")
 
 
 class Logs(Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,8 +223,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         store: folder that holds everything the agent keeps.
-        board: a name out of `edgefleet_protocol.profiles.BOARDS`; None to look at the machine.
-        runtimes: families that may be used; None for all that are installed.
+        board: a name out of `edgefleet_protocol.profiles.BOARDS`; none to look at the machine.
+        runtimes: families that may be used; none for all that are installed.
         heartbeat_s: between two state messages when nothing changes.
     """
 
@@ -225,6 +249,54 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.store)
 
 
+class Setting(Struct, frozen=True):
+    """One name of the configuration.
+
+    Attributes:
+        table: that it stands in, empty for the top level.
+        kind: its type, as `msgspec.inspect` describes it.
+        default: `msgspec.NODEFAULT` if it must be given.
+    """
+
+    table: str
+    name: str
+    kind: inspect.Type
+    default: Any
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that overrides it."""
+        return ENVIRONMENT + "_".join(part for part in (self.table, self.name) if part).upper()
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether none is a value of it."""
+        return any(isinstance(kind, inspect.NoneType) for kind in _kinds(self.kind))
+
+    @property
+    def items(self) -> inspect.Type | None:
+        """Type of its items if it is a list, else None."""
+        lists = (kind for kind in _kinds(self.kind) if isinstance(kind, inspect.ListType))
+        return next((kind.item_type for kind in lists), None)
+
+
+def settings() -> Iterator[Setting]:
+    """Yield every setting, in the order of the tables here."""
+    for outer in _fields(Config):
+        table = next((k for k in _kinds(outer.type) if isinstance(k, inspect.StructType)), None)
+        if table is None:
+            yield Setting("", outer.name, outer.type, _default(outer))
+        else:
+            for inner in table.fields:
+                yield Setting(outer.name, inner.name, inner.type, _default(inner))
+
+
+def store_of(overrides: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> str:
+    """Return the store whose `agent.toml` is read where no other file is named."""
+    named: str | None = overrides.get("store") or environment.get(f"{ENVIRONMENT}STORE")
+    return named or DEFAULT_STORE
+
+
 def load(
     path: Path | None = None,
     *,
@@ -243,9 +315,14 @@ def load(
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     if path is None:
-        store = given.get("store") or environment.get(f"{ENVIRONMENT}STORE") or DEFAULT_STORE
-        candidate = Path(store) / CONFIG_NAME
-        path = candidate if candidate.is_file() else None
+        candidate = Path(store_of(given, environment)) / CONFIG_NAME
+        try:
+            path = candidate if candidate.is_file() else None
+        except OSError as error:
+            raise ConfigError(
+                f"configuration {candidate} cannot be looked for: {error.strerror};"
+                " run this as the owner of the store"
+            ) from error
     values = _read(path) if path else {}
     origin = str(path) if path else "the environment"
     _apply_environment(values, environment)
@@ -254,7 +331,10 @@ def load(
         # Environment values are text, so numbers and booleans may come as text: not strict.
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration from {origin} cannot be used: {error}") from error
+        raise ConfigError(
+            f"configuration from {origin} cannot be used: {error}{_nearest(str(error))}"
+        ) from error
+    maintenance.Windows.parse(config.maintenance.windows)
     if config.board is not None and config.board not in BOARDS:
         raise ConfigError(
             f"configuration from {origin}: unknown board {config.board!r};"
@@ -298,15 +378,58 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _apply_environment(values: dict[str, Any], environment: Mapping[str, str]) -> None:
+    known = {setting.variable: setting for setting in settings()}
     for variable, text in sorted(environment.items()):
         if not variable.startswith(ENVIRONMENT):
             continue
-        name = variable.removeprefix(ENVIRONMENT)
-        table, _, rest = name.partition("_")
-        place, key = (
-            (values.setdefault(table.lower(), {}), rest.lower())
-            if table in _TABLES and rest
-            else (values, name.lower())
-        )
-        listed = key in ("runtimes", "providers", "windows")
-        place[key] = [i.strip() for i in text.split(",") if i.strip()] if listed else text
+        setting = known.get(variable)
+        if setting is None:
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"environment variable {variable} is no setting of the agent{hint}")
+        if isinstance(setting.items, inspect.StructType):
+            raise ConfigError(
+                f"environment variable {variable}: [[{setting.table}.{setting.name}]] can only be"
+                f" given in {CONFIG_NAME}"
+            )
+        place = values.setdefault(setting.table, {}) if setting.table else values
+        if isinstance(place, dict):  # else it is refused below, with its place in the file
+            place[setting.name] = _value(setting, text)
+
+
+def _value(setting: Setting, text: str) -> object:
+    """Return what a variable says; numbers and booleans stay text, `convert` reads them."""
+    if not text.strip() and setting.may_be_none:
+        return None
+    if setting.items is not None:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return text
+
+
+def _nearest(complaint: str) -> str:
+    """Return a hint for a name that is not known, empty if that is not what is wrong."""
+    found = re.search(r"unknown field `(\w+)`(?: - at `\$\.(\w+)`)?$", complaint)
+    if found is None:
+        return ""
+    name, table = found[1], found[2] or ""
+    names = {setting.name for setting in settings() if setting.table == table}
+    if not table:
+        names |= {setting.table for setting in settings() if setting.table}
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(sorted(names))}"
+
+
+def _fields(struct: type[Struct]) -> tuple[inspect.Field, ...]:
+    kind = inspect.type_info(struct)
+    assert isinstance(kind, inspect.StructType)  # what a Struct is described by
+    return kind.fields
+
+
+def _kinds(kind: inspect.Type) -> tuple[inspect.Type, ...]:
+    return kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+
+
+def _default(described: inspect.Field) -> Any:
+    if described.default_factory is not msgspec.NODEFAULT:
+        return described.default_factory()
+    return described.default

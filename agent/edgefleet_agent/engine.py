@@ -5,31 +5,38 @@ Link, models, trials and timers only put news into its inbox. Rules:
 1. A message is untrusted until `trust` or a signed digest has vouched for it; what is refused is
    reported, the same thing at most once a minute, and the hub is asked to say it again.
 2. State is a full snapshot, sent on connect, on change and every heartbeat.
-3. Nothing that arrives, and no full disk, ends the thread; what cannot be done now is done at the
-   next tick.
+3. Nothing that arrives, and no store that cannot be written, ends the thread; what cannot be done
+   now is done at a later tick.
+4. An assignment that was believed is acted on until all of it is on disk.
+5. No slow work here: what hashes, loads or waits runs beside (`work`).
 """
 
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from edgefleet_agent import __version__, files
-from edgefleet_agent.attempts import Attempts, Done, Surroundings
+from edgefleet_agent import __version__, byhand
+from edgefleet_agent.attempts import Attempts
 from edgefleet_agent.config import Config
-from edgefleet_agent.errors import AgentError, StoreError
+from edgefleet_agent.errors import AgentError, StoreError, TransitionError
 from edgefleet_agent.health import HealthMeter
 from edgefleet_agent.inbox import Inbox
+from edgefleet_agent.journal import Assigned
 from edgefleet_agent.link import Connected, Disconnected, Inbound, Link, Message, Oversized
 from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.samples import DailyQuota, SampleDesk, load_redaction
 from edgefleet_agent.serving import Model
 from edgefleet_agent.sketching import ClosedWindow
 from edgefleet_agent.slots import Slots
+from edgefleet_agent.starts import GOOD_S, Starts
+from edgefleet_agent.surroundings import Surroundings
 from edgefleet_agent.trust import ASSIGNMENT, IMAGE_METADATA, MetadataRefusedError, Trust, Waiting
+from edgefleet_agent.update import MAX_STARTS
+from edgefleet_agent.work import Done
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import ProtocolError, RefusedError
 from edgefleet_protocol.messages import (
@@ -39,6 +46,7 @@ from edgefleet_protocol.messages import (
     Refusal,
     Request,
     Result,
+    Samples,
     Slot,
     State,
     SyncRequest,
@@ -58,6 +66,12 @@ LAST_ASK_AGAIN_S = 600.0
 JUDGE_AGAIN_S = 1.0
 PROGRESS_S = 2.0
 MAX_WAIT_S = 5.0
+# At the end, for the owner's redaction of the last samples.
+LAST_SAMPLES_S = 2.0
+# Between two tries to act on an assignment, or to judge it, on a store that cannot be written.
+STORE_AGAIN_S = 10.0
+# Questions to the hub are spread by this share of their interval, to either side.
+_SPREAD = 0.25
 _INCOMPLETE = "waiting for the rest of the metadata"
 
 
@@ -69,8 +83,9 @@ class Fault(Struct, frozen=True):
 
 
 class Proven(Struct, frozen=True):
-    """A candidate has served enough rows."""
+    """The candidate of a lane has served enough rows."""
 
+    key: str
     slot: Slot
 
 
@@ -78,12 +93,7 @@ class Stop(Struct, frozen=True):
     """End the thread."""
 
 
-class _Boots(Struct, frozen=True):
-    count: int
-    format: int = 1
-
-
-News = Inbound | Done | ClosedWindow | Fault | Proven | Stop
+News = Inbound | Done | ClosedWindow | Samples | Fault | Proven | Stop
 
 
 class Engine:
@@ -102,6 +112,7 @@ class Engine:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         surroundings: Mapping[str, Any] | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Put the parts together; nothing runs yet.
 
@@ -115,7 +126,8 @@ class Engine:
             trust: on disk.
             clock: Unix seconds.
             monotonic: seconds that never go back.
-            surroundings: fields of `attempts.Surroundings` to replace, for tests.
+            surroundings: fields of `surroundings.Surroundings` to replace, for tests.
+            alive: called in each turn, for a watchdog.
         """
         self._config = config
         self._device = device
@@ -126,14 +138,20 @@ class Engine:
         self._trust = trust
         self._clock = clock
         self._monotonic = monotonic
-        self._health = HealthMeter(config.folder)
+        self._health = HealthMeter(config.folder, clock)
         self._inbox: Inbox[News] = Inbox()
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
         self._refused: dict[tuple[str, str, str], float] = {}
         self._listening: set[str] = set()
         self._connected = False
-        self._boot = _next_boot(config.folder)
+        self._alive = alive
+        self._starts = Starts(config.folder, clock)
+        self._opened_at = monotonic()
+        self._dropped = 0
+        # What was believed and could not be acted on as a whole yet.
+        self._unapplied: list[Assigned] | None = None
+        self._apply_at = 0.0
         self._sequence = 0
         self._state: State | None = None
         self._state_at = 0.0
@@ -144,13 +162,21 @@ class Engine:
         around = Surroundings(
             device=profile,
             clock=clock,
+            monotonic=monotonic,
             report=self._report,
             deliver=self._inbox.put,
             on_window=self._inbox.put,
-            on_proven=lambda slot: self._inbox.put(Proven(slot)),
+            on_proven=lambda key, slot: self._inbox.put(Proven(key, slot)),
             start=_on_a_thread,
         )
         around = msgspec.structs.replace(around, **(surroundings or {}))
+        self._chance = around.chance
+        self._desk = SampleDesk(
+            DailyQuota(config.folder, clock),
+            load_redaction(config.samples.redact),
+            start=around.start,
+            deliver=self._inbox.put,
+        )
         self.attempts = Attempts(config, slots, self.model, around)
 
     def model(self, name: str) -> Model:
@@ -162,20 +188,43 @@ class Engine:
                 self._models[name] = place
             return place
 
+    def models(self) -> list[str]:
+        """Return the names of the models that have a serving release. Safe from any thread."""
+        with self._models_lock:
+            return sorted(name for name, place in self._models.items() if place.slot is not None)
+
     def deliver(self, news: Inbound) -> None:
         """Take news from the link. Safe from any thread."""
         self._inbox.put(news, len(news.payload) if isinstance(news, Message) else 0)
 
-    def open(self) -> None:
-        """Read what is on disk and serve it."""
+    def open(self, wait_s: float = 0.0) -> None:
+        """Read what is on disk and serve it.
+
+        Args:
+            wait_s: how long to wait for each release that is being loaded. What takes longer
+                serves when it is there; nothing else waits for it.
+        """
         if self._outbox.damaged:
             self._report(Refusal("outbox", "damaged", self._outbox.damaged))
-        self.attempts.open(self._monotonic())
+        if self._starts.damaged:
+            self._report(Refusal("store", "damaged", self._starts.damaged))
+        self._opened_at = self._monotonic()
+        crash_loop = self._starts.in_vain >= MAX_STARTS
+        if self.attempts.open(self._opened_at, crash_loop=crash_loop):
+            self._starts.forgive()
+        while self.attempts.restoring and (news := self._inbox.get(wait_s)) is not None:
+            self._guarded(self._handle, news)
 
     def run(self) -> None:
         """Work until `stop`."""
-        while self.step(self._wait_s()):
-            pass
+        going_on = True
+        while going_on:
+            try:
+                wait_s = self._wait_s()
+            except Exception:
+                log.exception("could not tell what is due next")  # a defect; see `_guarded`
+                wait_s = MAX_WAIT_S
+            going_on = self.step(wait_s)
         self._finish()
 
     def step(self, wait_s: float) -> bool:
@@ -185,20 +234,28 @@ class Engine:
             False when it was told to stop.
         """
         news = self._inbox.get(wait_s)
+        self._alive()
         if isinstance(news, Stop):
             return False
+        if news is not None:
+            self._guarded(self._handle, news)
+        self._guarded(self._apply_again)
+        self._guarded(self._heed_person)
+        self._guarded(self._tick)
+        return True
+
+    def _guarded(self, act: Callable[..., None], *news: News) -> None:
+        """Do something; whatever comes of it, the thread goes on (rule 3)."""
+        what = type(news[0]).__name__ if news else "what is due"
         try:
-            if news is not None:
-                self._handle(news)
-            self._tick()
+            act(*news)
         except StoreError as error:
             log.error("%s", error)
         except OSError as error:
             log.error("store %s: %s", self._config.folder, error)
         except Exception:
             # A defect in the handling of one piece of news must not end the agent.
-            log.exception("could not handle %s", type(news).__name__)
-        return True
+            log.exception("could not handle %s", what)
 
     @property
     def has_news(self) -> bool:
@@ -223,7 +280,7 @@ class Engine:
                 self._ask_at = now + ASK_AFTER_S  # retained messages come by themselves
             case Disconnected():
                 self._connected = False
-                self.attempts.disconnected()
+                self.attempts.disconnected(now)
             case Message():
                 self._take(news, now)
             case Oversized():
@@ -234,9 +291,11 @@ class Engine:
             case Fault():
                 self.attempts.take_fault(news.slot, news.reason, now)
             case Proven():
-                self.attempts.take_proven(news.slot, now)
+                self.attempts.take_proven(news.key, news.slot, now)
             case ClosedWindow():
                 self._store_window(news)
+            case Samples():
+                self._outbox.put(news, self._clock())
 
     def _take(self, message: Message, now: float) -> None:
         """Handle one message of the hub; the topic says what it must be."""
@@ -253,6 +312,8 @@ class Engine:
             elif topic == topics.down(self._device, "ack"):
                 ack = codec.decode(payload, Ack)
                 self._outbox.acknowledge(ack.store, ack.numbers)
+                if ack.at:
+                    self._health.hub_time(ack.at)
             elif topic == topics.down(self._device, "blocks") or topic.startswith(_BLOB):
                 answer: BlockAnswer = codec.decode(payload, BlockAnswer)  # type: ignore[arg-type]  # a union is a type form
                 if isinstance(answer, Block):
@@ -265,9 +326,11 @@ class Engine:
             self._refuse(_subject(topic), "malformed", str(error))
 
     def _judge(self, now: float) -> None:
-        floors = {model: journal.floor for model, journal in self.attempts.journals.items()}
-        self._judge_at = None
+        floors = {key: journal.floor for key, journal in self.attempts.journals.items()}
+        # If the trust state cannot be written, this says so by an error, and is tried again.
+        self._judge_at = now + STORE_AGAIN_S
         verdict = self._trust.judge(now, floors)
+        self._judge_at = None
         if verdict is None:
             if self._wanting == _INCOMPLETE:
                 self._wanting = ""
@@ -285,7 +348,29 @@ class Engine:
             )
             return
         self._wanting, self._ask_again_s = "", ASK_AGAIN_S
-        self.attempts.apply(verdict.targets, now)
+        self._apply(verdict.targets, now)
+
+    def _heed_person(self) -> None:
+        """Go back to the previous release where a person at the device asks for it."""
+        for path, request in byhand.pending(self._config.folder):
+            journal = self.attempts.journals.get(request.model)
+            serving = journal.serving if journal else None
+            try:
+                if serving and serving.slot.release == request.release:
+                    self.attempts.go_back(request.model, request.reason, self._monotonic())
+            except TransitionError as error:
+                log.warning("not rolled back by hand: %s", error)
+            path.unlink()
+
+    def _apply_again(self) -> None:
+        now = self._monotonic()
+        if self._unapplied is not None and now >= self._apply_at:
+            self._apply(self._unapplied, now)
+
+    def _apply(self, targets: list[Assigned], now: float) -> None:
+        self._unapplied, self._apply_at = targets, now + STORE_AGAIN_S
+        self.attempts.apply(targets, now)
+        self._unapplied = None
 
     def _refuse_metadata(self, refusing: MetadataRefusedError, now: float) -> None:
         self._refuse(refusing.what, refusing.reason, str(refusing), refusing.digest)
@@ -299,9 +384,9 @@ class Engine:
 
     def _store_window(self, window: ClosedWindow) -> None:
         at = self._clock()
-        self._outbox.put(window.pack(self._health.read()), at)
-        for samples in window.samples:
-            self._outbox.put(samples, at)
+        self._outbox.put(window.pack(self._health.read(self._outbox.dropped)), at)
+        if window.chosen:
+            self._desk.take(window.slot, window.profile.features, window.chosen)
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -309,10 +394,13 @@ class Engine:
         now = self._monotonic()
         self.attempts.tick(now)
         self._settle_trust(now)
+        self._tell_dropped()
+        if now - self._opened_at >= GOOD_S:
+            self._starts.went_well()
         if not self._connected:
             return
         self._listen()
-        for request in self.attempts.requests(now):
+        for request in self.attempts.downloads.requests(now):
             self._request(request)
         for report in self._outbox.due(now):
             self._link.publish(topics.up(self._device, "report"), codec.encode(report))
@@ -326,18 +414,20 @@ class Engine:
                 self._refuse_metadata(refusing, now)
         if self._wanting and self._connected and now >= self._ask_at:
             self._request(SyncRequest(self._wanting))
-            self._ask_at = now + self._ask_again_s
+            # A fleet that lost its hub at one moment must not ask it at one moment.
+            self._ask_at = now + self._ask_again_s * (1 + _SPREAD * (2 * self._chance() - 1))
             self._ask_again_s = min(self._ask_again_s * 2, LAST_ASK_AGAIN_S)
 
     def _wait_s(self) -> float:
         now = self._monotonic()
-        times = [now + MAX_WAIT_S, self.attempts.next_at()]
-        times.append(self._judge_at)
+        times = [now + MAX_WAIT_S, self.attempts.next_at(), self._judge_at]
+        if self._unapplied is not None:
+            times.append(self._apply_at)
         if self._connected:
             times.append(self._ask_at if self._wanting else None)
             times.append(self._outbox.next_at())
             times.append(self._state_at + self._config.heartbeat_s)
-            if self.attempts.wanted_blobs:
+            if self.attempts.downloads.wanted_blobs:
                 times.append(self._state_at + PROGRESS_S)
         return max(min(at for at in times if at is not None) - now, 0.0)
 
@@ -358,10 +448,16 @@ class Engine:
 
     def state(self) -> State:
         """Return the state as it would be reported now. For the engine's own thread."""
-        journals = sorted(self.attempts.journals.values(), key=lambda journal: journal.model)
+        attempts = self.attempts
+        journals = [journal for _, journal in sorted(attempts.journals.items())]
+        standing = {"primary": list[Slot](), "challenger": list[Slot]()}
+        for journal in journals:
+            slot = attempts.slot(journal)
+            if slot:
+                standing[journal.lane].append(slot)
         return State(
             device=self._device,
-            boot=self._boot,
+            boot=self._starts.number,
             sequence=self._sequence,
             at=self._clock(),
             agent_version=__version__,
@@ -369,9 +465,10 @@ class Engine:
             runtimes=self._profile.runtimes,
             memory_bytes=self._profile.memory_bytes,
             assignment=self._trust.sequence,
-            serving=[slot for slot in (self.model(j.model).slot for j in journals) if slot],
-            previous=[j.kept.slot for j in journals if j.kept],
-            attempts=self.attempts.summaries(),
+            serving=standing["primary"],
+            previous=[j.kept.slot for j in journals if j.kept and j.lane == "primary"],
+            attempts=attempts.summaries(),
+            challengers=standing["challenger"],
         )
 
     # -- to the hub ------------------------------------------------------------------------------
@@ -392,31 +489,50 @@ class Engine:
             return
         self._refused[key] = now
         log.warning("refused %s (%s): %s", what, reason, text)
-        self._outbox.put(Refusal(what, reason, text[:2000], digest), self._clock())
+        try:
+            self._outbox.put(Refusal(what, reason, text[:2000], digest), self._clock())
+        except StoreError as error:
+            # What was refused stays refused, whether or not the hub hears of it.
+            log.error("%s", error)
 
     def _request(self, request: Request) -> None:
         self._link.publish(topics.up(self._device, "request"), codec.encode(request))
 
     def _listen(self) -> None:
-        wanted = {topics.fleet_blob(digest) for digest in self.attempts.wanted_blobs}
+        wanted = {topics.fleet_blob(digest) for digest in self.attempts.downloads.wanted_blobs}
         for topic in wanted - self._listening:
             self._link.listen(topic)
         for topic in self._listening - wanted:
             self._link.unlisten(topic)
         self._listening = wanted
 
+    def _tell_dropped(self) -> None:
+        dropped = self._inbox.dropped
+        if dropped > self._dropped:
+            self._dropped = dropped
+            text = f"{dropped} messages of the network came faster than they could be read"
+            self._refuse("message", "dropped", text)
+
     def _finish(self) -> None:
         """Close the open windows and store them; then let go of everything."""
+        self._starts.went_well()
         for model in self._models.values():
             model.finish()
-        while (news := self._inbox.get(0)) is not None:
-            if isinstance(news, ClosedWindow):
-                try:
-                    self._store_window(news)
-                except AgentError as error:
-                    log.error("%s", error)
+        self._store_rest()
+        if not self._desk.wait(LAST_SAMPLES_S):
+            log.warning("redaction of the last samples does not end; they are not sent")
+        self._store_rest()
         self.attempts.close()
         self._outbox.close()
+
+    def _store_rest(self) -> None:
+        """Store the reports that are still in the inbox; all else in it is over."""
+        while (news := self._inbox.get(0)) is not None:
+            if isinstance(news, ClosedWindow | Samples):
+                try:
+                    self._handle(news)
+                except AgentError as error:
+                    log.error("%s", error)
 
 
 _META = topics.FLEET_META_ALL.removesuffix("+")
@@ -451,16 +567,3 @@ def _only_progressed(old: State, new: State) -> bool:
 
 def _on_a_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="work", daemon=True).start()
-
-
-def _next_boot(folder: Path) -> int:
-    """Count this opening of the store, durably."""
-    path = folder / "boots.json"
-    count = 0
-    if path.exists():
-        try:
-            count = msgspec.json.decode(path.read_bytes(), type=_Boots).count
-        except msgspec.DecodeError as error:
-            raise StoreError(f"{path} is damaged ({error}); delete it to go on") from error
-    files.replace(path, msgspec.json.encode(_Boots(count + 1)))
-    return count + 1

@@ -28,6 +28,10 @@ class StoreError(AgentError):
     """The agent's store cannot be used: locked, not writable, or damaged."""
 
 
+class CancelledError(AgentError):
+    """A piece of work was given up because nobody waits for it any more."""
+
+
 class TransitionError(AgentError):
     """An event arrived at a step that has no such transition: a defect of the caller."""
 
@@ -42,6 +46,10 @@ class InferenceError(AgentError):
 
 class NotServingError(AgentError):
     """This device serves no model of that name."""
+
+
+class ServerError(AgentError):
+    """The local inference server cannot start: its address is taken, or it is not installed."""
 
 
 class SourceError(AgentError):

@@ -4,16 +4,21 @@ Rules:
 
 1. The link is up when the broker has *granted* every subscription; a SUBACK may refuse one.
 2. Everything goes out at QoS 0: what must arrive is repeated by the outbox or asked for again.
-3. A lost connection is tried again for ever, ever more slowly up to a minute, with jitter, so
-   that a fleet does not come back in one moment.
-4. What is longer than its topic allows is dropped here and told about; the inbox is bounded, so a
-   flood costs messages, never memory.
+3. A lost connection is tried again for ever, after a random part of a pause that doubles up to a
+   minute, so that a fleet does not come back in one moment. Only a connection that has lasted
+   `STEADY_S` makes the pause short again: a broker that takes connections and drops them is not
+   run against. A refusal in the TLS handshake makes it long at once.
+4. A packet that announces more than any message may have ends the connection before any of it is
+   held. What is longer than its topic allows is dropped here; both are told about. The inbox is
+   bounded, so a flood costs messages, never memory.
+5. A broker that says nothing for `KEEPALIVE_S` is asked, and given up after as long again.
 """
 
 import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +26,7 @@ from msgspec import Struct
 
 from edgefleet_agent.identity import Identity
 from edgefleet_protocol import codec, topics
+from edgefleet_protocol.errors import TooLargeError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
@@ -29,10 +35,19 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 1.0
 LAST_BACKOFF_S = 60.0
+# After a refusal in the TLS handshake: nothing changes there from one second to the next.
+REFUSED_BACKOFF_S = 15.0
+# The random part of a pause is never so small that tries follow each other without end.
+MIN_WAIT_S = 0.1
+STEADY_S = 60.0
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 15.0
 # As `trust.MAX_ROLE_BYTES`; everything else is a message of the codec.
 _MAX_META_BYTES = 5_000_000
+# The longest message with its topic, which MQTT bounds at 64 KiB.
+MAX_PACKET_BYTES = _MAX_META_BYTES + 65_535 + 4
+# A TLS record; more never comes of one read.
+_RECORD_BYTES = 16 * 1024
 
 
 class Connected(Struct, frozen=True):
@@ -53,7 +68,7 @@ class Message(Struct, frozen=True):
 
 
 class Oversized(Struct, frozen=True):
-    """A message that was dropped unread because of its length."""
+    """A message that was dropped unread because of its length; its topic is empty if not read."""
 
     topic: str
     size_bytes: int
@@ -72,6 +87,9 @@ class Link(Protocol):
     def stop(self) -> None:
         """Disconnect and end all threads."""
 
+    def is_alive(self) -> bool:
+        """Tell whether it still tries to be connected."""
+
     def publish(self, topic: str, payload: bytes) -> bool:
         """Send if connected; return whether it was handed to the network."""
 
@@ -88,12 +106,71 @@ def fits(topic: str, size_bytes: int) -> bool:
     return size_bytes <= (_MAX_META_BYTES if meta else codec.MAX_MESSAGE_BYTES)
 
 
-class MqttLink:
-    """The production link, over paho-mqtt."""
+class PacketBound:
+    """Follows the framing of MQTT packets in a stream and stops at one that is too long.
 
-    def __init__(self, identity: Identity, *, jitter: Callable[[], float] = random.random) -> None:
+    paho would hold up to the 256 MiB that a packet may announce.
+
+    Args:
+        limit_bytes: that a packet may announce.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._body_bytes = 0  # of the packet under way, still to come
+        self._length: int | None = None  # as far as read; None between two packets
+        self._shift = 0
+
+    def follow(self, data: bytes) -> None:
+        """Look at the next bytes of the stream.
+
+        Raises:
+            TooLargeError: if a packet announces more than the limit.
+        """
+        at = 0
+        while at < len(data):
+            if self._body_bytes:
+                skipped = min(self._body_bytes, len(data) - at)
+                self._body_bytes -= skipped
+                at += skipped
+                continue
+            byte = data[at]
+            at += 1
+            if self._length is None:  # the packet's type; its length follows
+                self._length, self._shift = 0, 0
+                continue
+            self._length |= (byte & 0x7F) << self._shift
+            self._shift += 7
+            if self._length > self._limit_bytes:
+                raise TooLargeError("MQTT packet", self._length, self._limit_bytes)
+            if not byte & 0x80:
+                self._body_bytes, self._length = self._length, None
+
+
+class MqttLink:
+    """The production link, over paho-mqtt.
+
+    Args:
+        identity: of this device.
+        jitter: a random number from 0 to 1.
+        monotonic: seconds that never go back.
+        keepalive_s: see rule 5.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        jitter: Callable[[], float] = random.random,
+        monotonic: Callable[[], float] = time.monotonic,
+        keepalive_s: int = KEEPALIVE_S,
+    ) -> None:
         self._identity = identity
         self._jitter = jitter
+        self._monotonic = monotonic
+        self._keepalive_s = keepalive_s
+        self._up_at = 0.0
+        self._tls_refusal = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._deliver: Deliver = lambda _: None
@@ -119,6 +196,10 @@ class MqttLink:
         if self._thread is not None:
             self._thread.join(timeout=CONNECT_TIMEOUT_S)
 
+    def is_alive(self) -> bool:
+        """Tell whether the thread that connects lives."""
+        return self._thread is not None and self._thread.is_alive()
+
     def publish(self, topic: str, payload: bytes) -> bool:
         """Send at QoS 0 if connected."""
         client = self._client
@@ -140,12 +221,15 @@ class MqttLink:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._tls_refusal = ""
             try:
                 self._client = self._new_client()
                 hub = self._identity.hub
-                self._client.connect(hub.mqtt_host, hub.mqtt_port, keepalive=KEEPALIVE_S)
+                self._client.connect(hub.mqtt_host, hub.mqtt_port, keepalive=self._keepalive_s)
                 if not self._stop.is_set():
                     self._client.loop_forever()
+            except ssl.SSLError as error:
+                self._tls_refusal = str(error)
             except (OSError, ValueError) as error:
                 # ValueError: paho's word for a host or port that cannot be used.
                 log.warning("broker not reachable: %s", error)
@@ -153,9 +237,22 @@ class MqttLink:
                 # A defect in a callback must not end the only thread that reconnects.
                 log.exception("link failed; connecting again")
             self._went_down("connection lost")
-            wait_s = self._backoff_s * (0.5 + self._jitter())
-            self._backoff_s = min(self._backoff_s * 2, LAST_BACKOFF_S)
-            self._stop.wait(wait_s)
+            self._stop.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Return how long to wait before the next try (rule 3)."""
+        if self._tls_refusal:
+            self._backoff_s = max(self._backoff_s, REFUSED_BACKOFF_S)
+            log.error(
+                "no secure connection to the broker: %s. If a certificate has expired or is not yet"
+                " valid, look at this device's clock first; if the broker does not accept this"
+                " device's certificate, enrol it again. Trying again within %.0f s",
+                self._tls_refusal,
+                self._backoff_s,
+            )
+        wait_s = max(self._backoff_s * self._jitter(), MIN_WAIT_S)
+        self._backoff_s = min(self._backoff_s * 2, LAST_BACKOFF_S)
+        return wait_s
 
     def _new_client(self) -> "Client":
         # Imported here: paho takes 0.1 s of CPU, and `status` and `predict` never connect.
@@ -172,6 +269,7 @@ class MqttLink:
         context = ssl.create_default_context(cafile=str(self._identity.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(str(self._identity.certificate), str(self._identity.key))
+        context.sslsocket_class = self._socket_class()
         client.tls_set_context(context)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.on_connect = self._on_connect
@@ -179,6 +277,37 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         return client
+
+    def _socket_class(self) -> type[ssl.SSLSocket]:
+        """Return the class of one connection's socket: it bounds packets, and remembers alerts."""
+        bound, link = PacketBound(MAX_PACKET_BYTES), self
+
+        class BoundedSocket(ssl.SSLSocket):
+            def do_handshake(self, block: bool = False) -> None:
+                try:
+                    super().do_handshake(block)
+                except BaseException:
+                    self.close()  # paho leaves it to the garbage collector
+                    raise
+
+            def recv(self, buflen: int = _RECORD_BYTES, flags: int = 0) -> bytes:
+                try:
+                    data = super().recv(min(buflen, _RECORD_BYTES), flags)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    raise
+                except ssl.SSLError as error:
+                    # In TLS 1.3 the broker's verdict on our certificate comes after the handshake.
+                    if not link._up:
+                        link._tls_refusal = str(error)
+                    raise
+                try:
+                    bound.follow(data)
+                except TooLargeError as error:
+                    link._deliver(Oversized("", error.size))
+                    raise ConnectionAbortedError(str(error)) from error
+                return data
+
+        return BoundedSocket
 
     def _on_connect(self, client: "Client", _data: Any, _flags: Any, code: Any, _: Any) -> None:
         if code.is_failure:
@@ -197,8 +326,7 @@ class MqttLink:
             log.error("the broker refused a subscription: %s", ", ".join(map(str, codes)))
             client.disconnect()
         elif message_id == self._subscription and not self._up:
-            self._up = True
-            self._backoff_s = FIRST_BACKOFF_S
+            self._up, self._up_at = True, self._monotonic()
             log.info("connected")
             self._deliver(Connected())
 
@@ -215,5 +343,7 @@ class MqttLink:
     def _went_down(self, reason: str) -> None:
         if self._up:
             self._up = False
+            if self._monotonic() - self._up_at >= STEADY_S:
+                self._backoff_s = FIRST_BACKOFF_S
             log.warning("disconnected: %s", reason)
             self._deliver(Disconnected(reason))

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from edgefleet_agent import runtimes, verification
 from edgefleet_agent.config import Config
 from edgefleet_agent.errors import ModelError, StoreError
+from edgefleet_agent.journal import Installed, Order
+from edgefleet_agent.runtimes import execution
 from edgefleet_agent.serving import Served
 from edgefleet_agent.sketching import ClosedWindow, Recorder
-from edgefleet_agent.slots import Slots
-from edgefleet_agent.update import Installed, Order
-from edgefleet_protocol.manifest import Manifest
+from edgefleet_agent.slots import Heed, Slots, go_on
+from edgefleet_protocol.manifest import Manifest, Signature
 from edgefleet_protocol.profiles import DeviceProfile
 from edgefleet_protocol.trust import SamplePolicy
 
@@ -42,12 +43,22 @@ class Loader:
         self._device = device
         self._clock = clock
         self._on_window = on_window
+        # Threads and execution providers of every session here, also of the trial's.
+        self.how = execution.choose(
+            config.execution.threads,
+            config.execution.providers,
+            device.board,
+            str(slots.engines),
+        )
 
-    def load(self, installed: Installed, *, whole: bool = False) -> tuple[Served, Manifest]:
+    def load(
+        self, installed: Installed, heed: Heed = go_on, *, whole: bool = False
+    ) -> tuple[Served, Manifest]:
         """Open a release's model and give it a recorder.
 
         Args:
             installed: whose files are on disk.
+            heed: raises what is to end the work.
             whole: hash every file first; a damaged one is dropped.
 
         Returns:
@@ -60,7 +71,7 @@ class Loader:
         slot, order = installed.slot, installed.order
         bundle = self._slots.manifest(slot.manifest)
         if whole:
-            bad = self._slots.drop_damaged(bundle)
+            bad = self._slots.drop_damaged(bundle, heed)
             bad += [f"{file.role} file {file.digest}" for file in self._slots.absent(bundle)]
             if bad:
                 raise StoreError(f"damaged on disk: {', '.join(bad)}")
@@ -68,7 +79,8 @@ class Loader:
         profile = verification.read_reference(bundle, self._slots.read(reference))
         if bundle.needs.runtime not in self._device.runtimes:
             raise ModelError(f"runtime {bundle.needs.runtime} is not installed or not allowed")
-        session = runtimes.load_bundle(bundle, self._slots.path(bundle.file("model").digest))
+        model = self._slots.path(bundle.file("model").digest)
+        session = runtimes.load_bundle(bundle, model, self.how)
         signature = bundle.signature
         recorder = Recorder(
             slot,
@@ -79,10 +91,14 @@ class Loader:
             recent_bytes=self._config.budgets.recent_rows_bytes,
             clock=self._clock,
             on_window=self._on_window,
-            policy=self.policy(order),
+            policy=self.policy(order, signature),
         )
         return Served(slot, signature, profile, session, recorder), bundle
 
-    def policy(self, order: Order) -> SamplePolicy | None:
-        """Return which rows may leave the device: what is asked for, where its owner consents."""
-        return order.samples if self._config.samples.consent else None
+    def policy(self, order: Order, signature: Signature) -> SamplePolicy | None:
+        """Return which rows may leave the device: what is asked for, where its owner consents.
+
+        Only rows of named columns are samples; of a model that takes more, none leaves.
+        """
+        allowed = self._config.samples.consent and signature.is_tabular
+        return order.samples if allowed else None

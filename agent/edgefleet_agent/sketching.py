@@ -2,28 +2,27 @@
 
 Rules:
 
-1. The path of one row is a copy into the ring; everything else happens once in 256 rows, for all
-   features together.
+1. The path of one row is a copy of its bytes; everything else happens once in 512 rows (fewer where
+   rows are wide), for all features together.
 2. The counts are those of `protocol.sketch.count_rows`, bit for bit.
 3. A window closes at `window_rows` rows (inferences that failed count towards that too) and is
    handed over as it is; packing and PSI are done by the thread that reports.
-4. The ring is longer than a flush: the latest rows stay in it, so that a label that comes late
-   still finds its row. A label for an older row is not counted.
+4. Flushed rows go into a ring that is longer than a flush, so that a label that comes late still
+   finds its row. A label for an older row is not counted.
 """
 
 import random
 import secrets
 import threading
-from array import array
 from collections.abc import Callable
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from edgefleet_agent.samples import SampleKeeper
+from edgefleet_agent.samples import Chosen, SampleKeeper
 from edgefleet_protocol import drift, sketch
-from edgefleet_protocol.messages import Health, Samples, Slot, Window
+from edgefleet_protocol.messages import Health, Slot, Window
 from edgefleet_protocol.sketch import (
     COLUMNS,
     INFINITE,
@@ -36,10 +35,11 @@ from edgefleet_protocol.sketch import (
 )
 from edgefleet_protocol.trust import SamplePolicy
 
-FLUSH_ROWS = 256
+FLUSH_ROWS = 512
 LATENCY_BINS = 32
 # Enough for labels that come a while after the prediction, where rows are small.
-MAX_RECENT_ROWS = 16 * FLUSH_ROWS
+MAX_RECENT_ROWS = 4096
+_MIN_FLUSH_ROWS = 16
 # Moments take larger numbers for this one: their squares would overflow, and a hub refuses a window
 # whose moments are not finite. Counts take them as they are.
 _LARGEST = 1e100
@@ -47,11 +47,26 @@ _LARGEST = 1e100
 _COUNT_BITS = 40
 
 
+# Column of the limits that finds the rows that are not NaN; before it, those below infinity.
+_NOT_NAN = COLUMNS - 1
+# Moments of flushes are merged so many at a time: one merge costs as much as a flush.
+_MAX_PARTS = 64
+# `sketch.moments_of` of one flush: its columns.
+_Part = tuple[NDArray[np.float64], ...]
+# The row's bytes, the index of its class, the confidence, and the latency in µs.
+_Seen = tuple[bytes, int, float, float]
+
+
 class Totals(Struct):
-    """Everything counted in one window."""
+    """Everything counted in one window.
+
+    Attributes:
+        below: `(n_features, 68)`, the rows below each limit of `_limits`; `counts` is made of it.
+        parts: moments of the latest flushes, not merged into `moments` yet.
+    """
 
     start: float
-    counts: NDArray[np.int64]
+    below: NDArray[np.int64]
     moments: NDArray[np.float64]
     predictions: NDArray[np.int64]
     confidences: NDArray[np.int64]
@@ -60,6 +75,23 @@ class Totals(Struct):
     errors: int = 0
     labelled: int = 0
     correct: int = 0
+    parts: list[_Part] = field(default_factory=list)
+
+    def merge_parts(self) -> None:
+        """Merge the moments of the latest flushes into `moments` (Chan et al. 1983, many at once).
+
+        With group sizes n_i, means m_i and sums of squared deviations S_i, the whole has the mean
+        m = Σ n_i m_i / Σ n_i and the sum Σ S_i + Σ n_i (m_i - m)².
+        """
+        if not self.parts:
+            return
+        count, mean, m2, low, high = (np.stack(column) for column in zip(*self.parts, strict=True))
+        self.parts.clear()
+        n = count.sum(axis=0)
+        middle = (count * mean).sum(axis=0) / np.maximum(n, 1)
+        spread = m2.sum(axis=0) + (count * (mean - middle) ** 2).sum(axis=0)
+        found = np.stack([n, middle, spread, low.min(axis=0), high.max(axis=0)], axis=1)
+        self.moments = sketch.merge_moments(self.moments, found)
 
 
 class ClosedWindow(Struct, frozen=True):
@@ -69,8 +101,9 @@ class ClosedWindow(Struct, frozen=True):
     reference: str
     profile: ReferenceProfile
     totals: Totals
+    counts: NDArray[np.int64]
     end: float
-    samples: list[Samples]
+    chosen: Chosen | None = None
 
     def pack(self, health: Health) -> Window:
         """Return the window as a message body, with PSI against the profile."""
@@ -85,11 +118,11 @@ class ClosedWindow(Struct, frozen=True):
             start=totals.start,
             end=self.end,
             rows=totals.rows,
-            counts=sketch.pack_counts(totals.counts, features),
+            counts=sketch.pack_counts(self.counts, features),
             moments=sketch.pack_moments(totals.moments),
             predictions=totals.predictions.tolist(),
             confidences=totals.confidences.tolist() if self.profile.classes else [],
-            psi=[round(value, 5) for value in drift.psi(totals.counts, base).tolist()],
+            psi=[round(value, 5) for value in drift.psi(self.counts, base).tolist()],
             latency_us=np.trim_zeros(totals.latency_us, "b").tolist(),
             errors=totals.errors,
             labelled=totals.labelled,
@@ -139,23 +172,21 @@ class Recorder:
         self._window_rows = window_rows
         self._clock = clock
         self._on_window = on_window
-        self._counter = _Counter(profile)
         self._rng = rng or random.Random()  # noqa: S311  # a sample, no secret
         self._keeper = self._new_keeper(policy)
         width = len(profile.features)
-        fitting = recent_bytes // max(8 * width, 1) // FLUSH_ROWS * FLUSH_ROWS
-        self._length = min(max(fitting, 2 * FLUSH_ROWS), MAX_RECENT_ROWS)
+        fitting = recent_bytes // max(8 * width, 1)
+        self._flush_rows = min(max(fitting // 2, _MIN_FLUSH_ROWS), FLUSH_ROWS)
+        self._length = min(max(fitting, 2 * self._flush_rows), MAX_RECENT_ROWS)
+        self._counter = _Counter(profile, self._flush_rows)
         self._ring = np.zeros((self._length, width))
-        # Setting one element of these costs a fifth of setting one of a NumPy array, and NumPy
-        # reads them in place.
-        self._tops = array("q", bytes(8 * self._length))
-        self._confidences = array("d", bytes(8 * self._length))
-        self._latencies = array("d", bytes(8 * self._length))
+        self._tops = np.zeros(self._length, np.int64)
+        self._confidences = np.zeros(self._length)
         self._labelled = bytearray(self._length)
-        self._next = 0
-        self._flushed = 0
-        self._answered = 0
-        self._first_id = secrets.randbits(62 - _COUNT_BITS) << _COUNT_BITS
+        self._pending: list[_Seen] = []
+        self._first = secrets.randbits(62 - _COUNT_BITS) << _COUNT_BITS
+        self._next = self._first
+        self._flushed = self._first
         self._lock = threading.Lock()
         self._totals = self._fresh()
         self._turn_at = 0
@@ -165,7 +196,7 @@ class Recorder:
         """Count one inference.
 
         Args:
-            row: `(n_features,)`, categories as vocabulary indices.
+            row: `(n_features,)` float64, categories as vocabulary indices; copied.
             top: index of the best class; for a model without classes, -1.
             confidence: its probability; for a model without classes, the value.
             latency_us: of the inference.
@@ -173,17 +204,14 @@ class Recorder:
         Returns:
             An id for `label`.
         """
+        seen = (row.tobytes(), top, confidence, latency_us)
         with self._lock:
+            self._pending.append(seen)
             number = self._next
-            place = number % self._length
-            self._ring[place] = row
-            self._tops[place] = top
-            self._confidences[place] = confidence
-            self._latencies[place] = latency_us
             self._next = after = number + 1
             if after == self._turn_at:
                 self._turn()
-            return self._first_id + number
+        return number
 
     def fail(self, rows: int = 1) -> None:
         """Count inferences that raised or gave scores that are not finite."""
@@ -194,22 +222,21 @@ class Recorder:
     def label(self, prediction: int, label: str) -> bool:
         """Take the true label of an earlier row; return whether that row was still known."""
         with self._lock:
-            number = prediction - self._first_id
-            # The segment that is being written over is not known any more.
-            oldest = self._next // FLUSH_ROWS * FLUSH_ROWS + FLUSH_ROWS - self._length
-            if not max(oldest, 0) <= number < self._next:
+            # Places that the next flush may write over are not known any more.
+            oldest = max(self._flushed + self._flush_rows - self._length, self._first)
+            if not oldest <= prediction < self._next:
                 return False
-            place = number % self._length
+            place = (prediction - self._first) % self._length
             if self._labelled[place]:
                 return True
             self._labelled[place] = 1
-            top, confidence = self._tops[place], self._confidences[place]
+            row, top, confidence = self._recall(prediction, place)
             predicted = self._labels[top] if top >= 0 else repr(confidence)
             if top >= 0:
                 self._totals.labelled += 1
                 self._totals.correct += predicted == label
             if self._keeper:
-                self._keeper.offer(self._ring[place], label, predicted, confidence)
+                self._keeper.offer(row, label, predicted, confidence)
             return True
 
     def reorder(self, window_rows: int, policy: SamplePolicy | None) -> None:
@@ -227,9 +254,14 @@ class Recorder:
                 self._close()
             self._plan_turn()
 
+    def _recall(self, number: int, place: int) -> tuple[NDArray[np.float64], int, float]:
+        if number < self._flushed:
+            return self._ring[place], int(self._tops[place]), float(self._confidences[place])
+        data, top, confidence, _ = self._pending[number - self._flushed]
+        return np.frombuffer(data), top, confidence
+
     def _new_keeper(self, policy: SamplePolicy | None) -> SampleKeeper | None:
-        columns = [feature.name for feature in self._profile.features]
-        return SampleKeeper(policy, columns, self._rng) if policy else None
+        return SampleKeeper(policy, self._rng) if policy else None
 
     def _turn(self) -> None:
         """Flush; close the window if it is full; see when to come back."""
@@ -239,58 +271,71 @@ class Recorder:
         self._plan_turn()
 
     def _plan_turn(self) -> None:
-        # At each multiple of 256 rows at the latest, so that a flush never wraps around.
         left = self._window_rows - self._totals.rows - self._totals.errors
-        self._turn_at = min(self._next // FLUSH_ROWS * FLUSH_ROWS + FLUSH_ROWS, self._next + left)
+        self._turn_at = self._next + min(self._flush_rows, left)
 
     def _flush(self) -> None:
-        start, count = self._flushed % self._length, self._next - self._flushed
+        count = len(self._pending)
         if count == 0:
             return
-        part = slice(start, start + count)
+        data, *columns = zip(*self._pending, strict=True)
+        self._pending.clear()
+        rows = np.frombuffer(b"".join(data)).reshape(count, -1)
+        tops = np.fromiter(columns[0], np.int64, count)
+        confidences = np.fromiter(columns[1], np.float64, count)
         totals = self._totals
-        self._counter.count(self._ring[part], totals)
+        self._counter.count(rows, totals)
+        self._count_answers(tops, confidences, np.fromiter(columns[2], np.float64, count))
         totals.rows += count
-        self._flushed = self._next
-        if self._next % self._length == 0:
-            self._count_answers()
-        if self._next % FLUSH_ROWS == 0:
-            ahead = self._next % self._length
-            self._labelled[ahead : ahead + FLUSH_ROWS] = bytes(FLUSH_ROWS)
+        for place, part in self._places(count):
+            self._ring[place], self._tops[place] = rows[part], tops[part]
+            self._confidences[place] = confidences[part]
+        self._flushed += count
+        for place, _ in self._places(self._flush_rows):
+            self._labelled[place] = bytes(place.stop - place.start)
 
-    def _count_answers(self) -> None:
-        """Count latencies, classes and confidences: once a window or once around the ring."""
-        start, count = self._answered % self._length, self._next - self._answered
-        if count == 0:
-            return
-        part = slice(start, start + count)
+    def _places(self, count: int) -> list[tuple[slice, slice]]:
+        """Return where in the ring the next rows go, and which of them go there."""
+        start = (self._flushed - self._first) % self._length
+        whole = min(count, self._length - start)
+        places = [(slice(start, start + whole), slice(whole))]
+        if whole < count:
+            places.append((slice(0, count - whole), slice(whole, count)))
+        return places
+
+    def _count_answers(
+        self,
+        tops: NDArray[np.int64],
+        confidences: NDArray[np.float64],
+        latencies: NDArray[np.float64],
+    ) -> None:
         totals = self._totals
-        exponents = np.frexp(np.frombuffer(self._latencies)[part])[1]
-        bins = np.clip(exponents - 1, 0, LATENCY_BINS - 1)
+        bins = np.clip(np.frexp(latencies)[1] - 1, 0, LATENCY_BINS - 1)
         totals.latency_us += np.bincount(bins, minlength=LATENCY_BINS)
         if self._labels:
-            classes = self._positions[np.frombuffer(self._tops, np.int64)[part]]
             known = len(self._profile.classes)
-            totals.predictions += np.bincount(classes, minlength=known + 1)[:known]
-            confident = sketch.confidence_bin(np.frombuffer(self._confidences)[part])
+            classes = np.bincount(self._positions[tops], minlength=known + 1)
+            totals.predictions += classes[:known]
+            confident = sketch.confidence_bin(confidences)
             totals.confidences += np.bincount(confident, minlength=sketch.CONFIDENCE_BINS)
-        self._answered = self._next
 
     def _close(self) -> None:
-        self._count_answers()
-        end = self._clock()
-        samples = self._keeper.take(self.slot) if self._keeper else []
+        totals = self._totals
+        totals.merge_parts()
+        chosen = self._keeper.take() if self._keeper else None
+        counts = self._counter.counts(totals)
         self._on_window(
-            ClosedWindow(self.slot, self._reference, self._profile, self._totals, end, samples)
+            ClosedWindow(
+                self.slot, self._reference, self._profile, totals, counts, self._clock(), chosen
+            )
         )
         self._totals = self._fresh()
 
     def _fresh(self) -> Totals:
-        features = len(self._profile.features)
         return Totals(
             start=self._clock(),
-            counts=np.zeros((features, COLUMNS), np.int64),
-            moments=sketch.moments_of(np.zeros((0, features))),
+            below=np.zeros((len(self._profile.features), COLUMNS), np.int64),
+            moments=self._counter.nothing.copy(),
             predictions=np.zeros(len(self._profile.classes) if self._labels else 0, np.int64),
             confidences=np.zeros(sketch.CONFIDENCE_BINS, np.int64),
             latency_us=np.zeros(LATENCY_BINS, np.int64),
@@ -300,78 +345,100 @@ class Recorder:
 class _Counter:
     """`sketch.count_rows` and `sketch.moments_of` for some hundred rows, for all features at once.
 
-    Each column is sorted and the edges are looked up in it: 65 look-ups instead of one for each
-    row, and the smallest and largest values come with it.
+    Each column is sorted and the limits of the bins are looked up in it: 68 look-ups instead of one
+    for each row. What lies between two limits follows from the sums, once a window.
     """
 
-    def __init__(self, profile: ReferenceProfile) -> None:
+    def __init__(self, profile: ReferenceProfile, max_rows: int) -> None:
         features = profile.features
-        # Bin i holds what is below limit i + 1 and not below limit i; the rest repeats the last.
-        limits = np.array([_limits(feature) for feature in features])
-        self._limits = limits.reshape(-1, MAX_BINS + 1)
+        # Taken once: the C library gives larger arrays back at once, and fresh pages cost more than
+        # the counting itself.
+        self._values = np.empty((len(features), max_rows))
+        self._centred = np.empty((len(features), max_rows))
+        self.nothing = sketch.moments_of(np.zeros((0, len(features))))
+        self._limits = [_limits(feature) for feature in features]
         self._categorical = np.array([f.kind == "categorical" for f in features], bool)
-        self._has_categorical = bool(self._categorical.any())
-        self._below = np.zeros((len(features), MAX_BINS + 1), np.int64)
 
     def count(self, rows: NDArray[np.float64], totals: Totals) -> None:
         """Add rows `(n, n_features)` to the counts and moments of a window."""
-        values = np.sort(rows.T, axis=1)  # -inf first, then numbers, +inf, NaN last
-        below = self._below
-        for row, limits, found in zip(values, self._limits, below, strict=True):
-            found[:] = row.searchsorted(limits)
-        ends = values[:, [0, -1]]
-        under, over = below[:, 0], len(rows) - below[:, -1]
-        counts = totals.counts
-        if (np.abs(ends) <= _LARGEST).all():
-            _add_moments(totals.moments, values, ends)
+        values = self._values[:, : len(rows)]
+        values[:] = rows.T
+        values.sort(axis=1)  # -inf first, then numbers, +inf, NaN last
+        below = np.array(
+            [row.searchsorted(limits) for row, limits in zip(values, self._limits, strict=True)]
+        ).reshape(-1, COLUMNS)
+        totals.below += below
+        low, high = values[:, 0], values[:, -1]
+        if (low >= -_LARGEST).all() and (high <= _LARGEST).all():
+            centred = self._centred[:, : len(rows)]
+            totals.parts.append(_moments(values, low.copy(), high.copy(), centred))
         else:
-            missing = np.isnan(values).sum(axis=1)
-            high, low = np.isposinf(values).sum(axis=1), np.isneginf(values).sum(axis=1)
-            under, over = under - low, over - missing - high
-            counts[:, MISSING] += missing
-            counts[:, INFINITE] += low + high
-            bounded = np.where(np.isinf(rows), rows, np.clip(rows, -_LARGEST, _LARGEST))
-            totals.moments = sketch.merge_moments(totals.moments, sketch.moments_of(bounded))
-        if self._has_categorical:
-            # What is below the first category is unknown, like what is above the last.
-            over = over + np.where(self._categorical, under, 0)
-            under = np.where(self._categorical, 0, under)
-        counts[:, UNDER] += under
-        counts[:, 1 : MAX_BINS + 1] += below[:, 1:] - below[:, :-1]
-        counts[:, OVER] += over
+            totals.parts.append(_moments_with_gaps(values, below))
+        if len(totals.parts) == _MAX_PARTS:
+            totals.merge_parts()
+
+    def counts(self, totals: Totals) -> sketch.Counts:
+        """Return the counts of a window, `(n_features, 68)`."""
+        below = totals.below
+        counts = np.empty_like(below)
+        counts[:, UNDER : OVER + 1] = np.diff(below[:, :_NOT_NAN], axis=1)
+        counts[:, MISSING] = totals.rows - below[:, _NOT_NAN]
+        counts[:, INFINITE] = below[:, 0] + below[:, _NOT_NAN] - below[:, _NOT_NAN - 1]
+        # What is below the first category is unknown, like what is above the last.
+        unknown = np.where(self._categorical, counts[:, UNDER], 0)
+        counts[:, UNDER] -= unknown
+        counts[:, OVER] += unknown
+        return counts
 
 
 def _limits(feature: Feature) -> NDArray[np.float64]:
-    """Return the 65 limits of a feature's bins, of which each but the first is exclusive."""
+    """Return 68 limits: the smallest number, the 65 of the bins, infinity, and NaN.
+
+    Bin i holds what is below limit i + 1 and not below limit i; limits beyond a feature's bins
+    repeat the last. `searchsorted` finds at NaN, which sorts last, the rows that are not NaN.
+    """
+    smallest = np.nextafter(-np.inf, 0.0)
     if feature.kind == "categorical":
         limits = np.arange(feature.bins + 1, dtype=np.float64)
     elif feature.edges:
         limits = np.array(feature.edges)
         limits[-1] = np.nextafter(limits[-1], np.inf)  # the last edge belongs to the last bin
     else:
-        limits = np.array([np.nextafter(-np.inf, 0.0)])  # every number is above: over range
-    return np.pad(limits, (0, MAX_BINS + 1 - len(limits)), mode="edge")
+        limits = np.array([smallest])  # every number is above: over range
+    padded = np.pad(limits, (0, MAX_BINS + 1 - len(limits)), mode="edge")
+    return np.concatenate([[smallest], padded, [np.inf, np.nan]])
 
 
-def _add_moments(
-    moments: NDArray[np.float64], values: NDArray[np.float64], ends: NDArray[np.float64]
-) -> None:
-    """Merge the moments of finite values, in place (Chan et al. 1983).
+def _moments(
+    values: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    centred: NDArray[np.float64],
+) -> _Part:
+    """Return the moments of finite values.
 
     Args:
-        moments: `(n_features, 5)`, as `sketch.moments_of` gives them.
         values: `(n_features, n)`.
-        ends: `(n_features, 2)`, the smallest and the largest of each.
+        low: the smallest of each feature, `(n_features,)`.
+        high: the largest.
+        centred: room for the deviations, shaped as `values`.
     """
     count = values.shape[1]
-    mean = np.add.reduce(values, axis=1) / count
-    centred = values - mean[:, None]
+    mean = values.sum(axis=1) / count
+    np.subtract(values, mean[:, None], out=centred)
     m2 = np.einsum("ij,ij->i", centred, centred)
-    before = moments[:, 0]
-    share = count / (before + count)
-    delta = mean - moments[:, 1]
-    moments[:, 1] += delta * share
-    moments[:, 2] += m2 + delta * delta * before * share
-    moments[:, 0] += count
-    np.minimum(moments[:, 3], ends[:, 0], out=moments[:, 3])
-    np.maximum(moments[:, 4], ends[:, 1], out=moments[:, 4])
+    return np.full(len(mean), float(count)), mean, m2, low, high
+
+
+def _moments_with_gaps(values: NDArray[np.float64], below: NDArray[np.int64]) -> _Part:
+    """Return the moments of the finite ones among sorted values `(n_features, n)`."""
+    first, end = below[:, 0, None], below[:, _NOT_NAN - 1, None]
+    index = np.arange(values.shape[1])
+    finite = (index >= first) & (index < end)
+    held = np.where(finite, np.clip(values, -_LARGEST, _LARGEST), 0.0)
+    count = (end - first)[:, 0].astype(np.float64)
+    mean = held.sum(axis=1) / np.maximum(count, 1)
+    centred = np.where(finite, held - mean[:, None], 0.0)
+    low = np.where(finite, held, np.inf).min(axis=1)
+    high = np.where(finite, held, -np.inf).max(axis=1)
+    return count, mean, np.einsum("ij,ij->i", centred, centred), low, high

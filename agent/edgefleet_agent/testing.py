@@ -21,11 +21,13 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from edgefleet_agent import identity
+from edgefleet_agent import identity, tufclient
 from edgefleet_agent.agent import build_engine
 from edgefleet_agent.config import Config
+from edgefleet_agent.journal import key_of
 from edgefleet_agent.link import Connected, Deliver, Disconnected, Message, Oversized, fits
 from edgefleet_protocol import blocks, codec, golden, manifest, sketch, topics
+from edgefleet_protocol import rows as rows_
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.manifest import Manifest, Runtime
 from edgefleet_protocol.messages import (
@@ -72,6 +74,10 @@ class MemoryLink:
     def stop(self) -> None:
         """Go down for good."""
         self._up = False
+
+    def is_alive(self) -> bool:
+        """Say yes: there is no thread that could end."""
+        return True
 
     def publish(self, topic: str, payload: bytes) -> bool:
         """Keep a message if the link is up."""
@@ -176,6 +182,112 @@ def make_bundle(
         np.bincount(expected.argmax(axis=1), minlength=len(CLASSES)).tolist(),
         [0] * sketch.CONFIDENCE_BINS,
     )
+    signature = manifest.Signature(
+        "classification",
+        [manifest.Tensor(input_name, "float32", [None, len(COLUMNS)], COLUMNS)],
+        [manifest.Tensor(output_name, "float32", [None, len(CLASSES)])],
+        output_name,
+        classes=CLASSES,
+    )
+    needs = manifest.Needs(runtime, runtime_min, memory_bytes, list(boards))
+    return _bundle(model, version, model_file, profile, vectors, signature, needs)
+
+
+def make_tensor_bundle(
+    model_file: bytes,
+    signature: manifest.Signature,
+    tensors: rows_.Tensors,
+    scores: NDArray[np.float32],
+    *,
+    model: str,
+    version: str = "v1",
+    runtime: Runtime = "onnxruntime",
+    atol: float = 1e-4,
+    max_latency_us: int = 0,
+    max_memory_bytes: int = 0,
+) -> Bundle:
+    """Make a bundle of any model.
+
+    Args:
+        model_file: content of the model file.
+        signature: what goes in and what comes out.
+        tensors: golden inputs by name, in the form that the model takes; also counted in the
+            reference profile.
+        scores: what a right runtime gives for them, `(n, k)`.
+        model: name of the model.
+        version: of the model.
+        runtime: that the file is for.
+        atol: how near a score must come.
+        max_latency_us: the manifest's budget of time.
+        max_memory_bytes: its budget of memory.
+    """
+    count = len(scores)
+    text = {
+        tensor.columns[0]: [str(cell) for cell in tensors[tensor.name].ravel()]
+        for tensor in signature.inputs
+        if tensor.dtype == "string"
+    }
+    columns = [
+        np.full((count, 1), np.nan)
+        if tensor.dtype == "string"
+        else tensors[tensor.name].reshape(count, -1).astype(np.float64)
+        for tensor in signature.inputs
+        if tensor.columns
+    ]
+    numeric = np.concatenate(columns, axis=1) if columns else np.zeros((count, 0))
+    vectors = golden.GoldenVectors(
+        signature.columns,
+        count,
+        numeric.astype("<f8").tobytes(),
+        scores.astype("<f4").tobytes(),
+        scores.shape[1],
+        atol=atol,
+        text=text,
+        tensors={
+            tensor.name: tensors[tensor.name].astype(np.dtype(tensor.dtype)).tobytes()
+            for tensor in signature.inputs
+            if not tensor.columns
+        },
+    )
+    words = [
+        sketch.Feature(name, "categorical", vocabulary=sorted(set(text[name])))
+        if name in text
+        else sketch.Feature(name)
+        for name in signature.features
+    ]
+    counted = rows_.count(signature, words, tensors)
+    features = [
+        feature
+        if feature.kind == "categorical"
+        else sketch.numeric_feature(feature.name, counted[:, index])
+        for index, feature in enumerate(words)
+    ]
+    profile = sketch.ReferenceProfile(
+        count,
+        features,
+        sketch.pack_counts(sketch.count_rows(features, counted), features),
+        sketch.pack_moments(sketch.moments_of(counted)),
+        signature.classes,
+        np.bincount(scores.argmax(axis=1), minlength=len(signature.classes)).tolist()
+        if signature.classes
+        else [],
+        [0] * sketch.CONFIDENCE_BINS if signature.classes else [],
+    )
+    needs = manifest.Needs(
+        runtime, "1.0", max_latency_us=max_latency_us, max_memory_bytes=max_memory_bytes
+    )
+    return _bundle(model, version, model_file, profile, vectors, signature, needs)
+
+
+def _bundle(
+    model: str,
+    version: str,
+    model_file: bytes,
+    profile: sketch.ReferenceProfile,
+    vectors: golden.GoldenVectors,
+    signature: manifest.Signature,
+    needs: manifest.Needs,
+) -> Bundle:
     files, blobs = [], {}
     for role, data in (
         ("model", model_file),
@@ -185,20 +297,13 @@ def make_bundle(
         file, blob = manifest.describe_file(role, data)  # type: ignore[arg-type]  # Literal in a loop
         files.append(file)
         blobs[file.transfer.digest] = blob
-    signature = manifest.Signature(
-        "classification",
-        [manifest.Tensor(input_name, "float32", [None, len(COLUMNS)], COLUMNS)],
-        [manifest.Tensor(output_name, "float32", [None, len(CLASSES)])],
-        output_name,
-        classes=CLASSES,
-    )
     made = Manifest(
         model,
         version,
-        f"{runtime}-test",
+        f"{needs.runtime}-test",
         files,
         signature,
-        manifest.Needs(runtime, runtime_min, memory_bytes, list(boards)),
+        needs,
         manifest.Measured(0.0, 1.0, 1.0),
         manifest.Lineage(),
     )
@@ -439,6 +544,7 @@ class Rig:
 
     Attributes:
         link: between the two.
+        clock: Unix seconds, as the device believes; a test may set it to anything.
         monotonic: the engine's clock; `settle` does not move it.
     """
 
@@ -449,6 +555,7 @@ class Rig:
         *,
         config: Config | None = None,
         surroundings: Mapping[str, Any] | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the store; enrol it first if it is new.
 
@@ -456,21 +563,30 @@ class Rig:
             store: of the device.
             hub: that it belongs to.
             config: None for the defaults, board `generic-x86_64`.
-            surroundings: fields of `attempts.Surroundings`; slow work runs on this thread unless
+            surroundings: fields of `Surroundings`; slow work runs on this thread unless
                 `start` says otherwise.
+            alive: called in each turn of the engine.
         """
         self.store, self.hub = store, hub
         if not identity.is_enrolled(store):
             hub.identity_into(store)
         self.link = MemoryLink()
+        self.clock = Clock()
         self.monotonic = Clock(1000.0)
         self.engine = build_engine(
             config or Config(store=str(store), board="generic-x86_64"),
             identity.load(store),
             self.link,
-            clock=Clock(),
+            clock=self.clock,
             monotonic=self.monotonic,
-            surroundings={"start": lambda work: work(), **(surroundings or {})},
+            surroundings={
+                "start": lambda work: work(),
+                "link_class": lambda: "unmetered",
+                "chance": lambda: 0.5,
+                **(surroundings or {}),
+            },
+            alive=alive,
+            run_client=tufclient.refresh,
         )
         self.link.start(self.engine.deliver)
         self.engine.open()
@@ -501,5 +617,8 @@ class Rig:
         return self.hub.states[-1]
 
     def steps(self) -> dict[str, str]:
-        """Return model → step of its newest attempt."""
-        return {attempt.model: str(attempt.step) for attempt in self.engine.attempts.summaries()}
+        """Return key of each lane → step of its newest attempt."""
+        return {
+            key_of(attempt.model, attempt.lane): str(attempt.step)
+            for attempt in self.engine.attempts.summaries()
+        }

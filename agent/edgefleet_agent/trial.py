@@ -1,51 +1,57 @@
-"""The trial of a candidate, in a child process: load it, run its golden vectors, measure it.
+"""The trial of a candidate in a child process, and how the parent keeps hold of that child.
 
 A model file can crash its runtime, never return, or ask for terabytes (all three were seen). So
-it is first loaded where that hurts nobody. Rules:
+it is first loaded where that hurts nobody; `trial_child` is what runs there. Rules:
 
-1. The child limits its own data memory before it loads anything, and has a kernel timer that ends
-   it even if the agent is gone and the runtime holds the interpreter lock.
-2. The parent watches resident memory and time too; whatever the child does becomes a sentence.
-3. Only a child that answered, with no fault, has passed.
+1. The parent watches time and resident memory, and reads at most `_MAX_ANSWER_BYTES`; the child
+   limits itself too, for the moments between two looks and for a parent that is gone.
+2. The child is the leader of its own process group, and the group is killed at the end, so nothing
+   that it started stays behind.
+3. A child that does not go away when it is killed (the kernel holds it, in a driver or a dead disk)
+   is left behind after `_KILL_WAIT_S`: the verdict says so, and the agent goes on.
+4. Whatever the child does becomes a sentence; only a child that answered, with no fault, passed.
 """
 
+import contextlib
 import os
-import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
-import psutil
-from msgspec import Struct
+from msgspec import Struct, field
 
-from edgefleet_agent import runtimes
-from edgefleet_agent.errors import AgentError
-from edgefleet_protocol import golden, manifest, rows
-from edgefleet_protocol.errors import ProtocolError
+from edgefleet_agent.health import resident_bytes
+from edgefleet_agent.runtimes.execution import How
 
 _POLL_S = 0.05
-# Single-row calls that are timed; the median is reported.
-_TIMED_CALLS = 21
+_KILL_WAIT_S = 5.0
 _MAX_ANSWER_BYTES = 64 * 1024
 # Python, numpy and a runtime without a model: 40 to 60 MiB measured.
-_RUNTIME_BYTES = 96 * 1024 * 1024
-_MAX_FAULTS_SHOWN = 5
-# The child's own alarm comes a little after the parent's limit, which gives the better text.
-_ALARM_GRACE_S = 5.0
+RUNTIME_BYTES = 96 * 1024 * 1024
+_CHILD = "edgefleet_agent.trial_child"
+# Children that the kernel would not let go of; collected when they end after all.
+_left_behind: list["subprocess.Popen[bytes]"] = []
 
 
 class Request(Struct, frozen=True):
-    """What the child is to do."""
+    """What the child is to do.
+
+    Attributes:
+        manifest: path of the manifest; `model` and `golden` likewise.
+        memory_bytes: that loading and running may add to what the runtime needs empty.
+        how: threads and execution providers, as the release would be served with.
+    """
 
     manifest: str
     model: str
     golden: str
     timeout_s: float
     memory_bytes: int
+    how: How = field(default_factory=How)
 
 
 class Verdict(Struct, frozen=True, omit_defaults=True):
@@ -53,13 +59,17 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         faults: why the candidate is refused; empty if it passed.
-        latency_us: median time of one row.
-        memory_bytes: resident memory that loading and running added.
+        latency_us: time of one row: the best of several medians.
+        memory_bytes: resident memory that loading and running added at its highest.
+        provider: what computed.
+        error: what kept the trial from being made, which is no fault of the candidate.
     """
 
     faults: list[str]
     latency_us: float = 0.0
     memory_bytes: int = 0
+    provider: str = ""
+    error: str = ""
 
 
 def run(request: Request, cancelled: Callable[[], bool] = lambda: False) -> Verdict:
@@ -70,115 +80,113 @@ def run(request: Request, cancelled: Callable[[], bool] = lambda: False) -> Verd
         cancelled: looked at while waiting; the child is killed if it says True.
 
     Raises:
-        OSError: if no child process can be started.
+        OSError: if no child process can be started, or it cannot read its files.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", "edgefleet_agent.trial"],
+    _left_behind[:] = [child for child in _left_behind if child.poll() is None]
+    child = subprocess.Popen(
+        [sys.executable, "-m", _CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    ) as child:
-        assert child.stdin is not None  # asked for by PIPE
-        assert child.stdout is not None
-        try:
+        start_new_session=True,
+    )
+    assert child.stdin is not None  # asked for by PIPE
+    assert child.stdout is not None
+    answer = bytearray()
+    try:
+        # A child that died already is seen by its exit code. A request is shorter than what a
+        # pipe takes at once, so a child that does not read holds nobody up.
+        with contextlib.suppress(BrokenPipeError):
             child.stdin.write(msgspec.json.encode(request))
+        with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
-        except BrokenPipeError:
-            pass  # it died already; its exit code says how
-        complaint = _watch(child, request, cancelled)
-        answer = b"" if complaint else child.stdout.read(_MAX_ANSWER_BYTES)
+        os.set_blocking(child.stdout.fileno(), False)
+        complaint = _watch(child, child.stdout.fileno(), answer, request, cancelled)
+    finally:
+        stuck = not _end(child)
+        child.stdout.close()
+    if stuck:
+        complaint += f"; its process {child.pid} cannot be ended and stays behind in the kernel"
     if complaint:
         return Verdict([complaint])
-    return _read_answer(child.returncode, answer)
+    return _read_answer(child.returncode, bytes(answer))
 
 
 def _watch(
-    child: "subprocess.Popen[bytes]", request: Request, cancelled: Callable[[], bool]
+    child: "subprocess.Popen[bytes]",
+    output: int,
+    answer: bytearray,
+    request: Request,
+    cancelled: Callable[[], bool],
 ) -> str:
-    """Wait for the child; return why it was killed, empty if it ended by itself."""
+    """Wait for the child and gather its answer; return why it is to be killed, empty if it ended.
+
+    Args:
+        child: the process.
+        output: descriptor of its standard output, not blocking.
+        answer: takes what it writes.
+        request: with the limits.
+        cancelled: whether nobody wants the answer any more.
+    """
     until = time.monotonic() + request.timeout_s
-    process = psutil.Process(child.pid)
+    open_ = True
     while True:
-        try:
-            child.wait(timeout=_POLL_S)
-        except subprocess.TimeoutExpired:
-            pass
-        else:
+        ended = child.poll() is not None
+        # What a child that ended has written is all there; a process that it left behind and that
+        # holds the pipe open is not waited for.
+        while open_ and _readable(output, 0 if ended else _POLL_S):
+            data = os.read(output, _MAX_ANSWER_BYTES)
+            answer += data
+            open_ = bool(data)
+            if len(answer) > _MAX_ANSWER_BYTES:
+                return f"the trial answered with more than {_MAX_ANSWER_BYTES} bytes"
+        if ended:
             return ""
-        complaint = ""
-        try:
-            used = process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue  # it has just ended
-        if used > request.memory_bytes + _RUNTIME_BYTES:
-            complaint = f"the trial used more than {request.memory_bytes} bytes of memory"
-        elif time.monotonic() > until:
-            complaint = f"the trial did not end within {request.timeout_s:g} s"
-        elif cancelled():
-            complaint = "the trial was cancelled"
-        if complaint:
-            child.kill()
-            child.wait()
-            return complaint
+        if not open_:
+            time.sleep(_POLL_S)
+        # A child that has just ended has none.
+        if (resident_bytes(child.pid) or 0) > request.memory_bytes + RUNTIME_BYTES:
+            return f"the trial used more than {request.memory_bytes} bytes of memory"
+        if time.monotonic() > until:
+            return f"the trial did not end within {request.timeout_s:g} s"
+        if cancelled():
+            return "the trial was cancelled"
+
+
+def _readable(descriptor: int, wait_s: float) -> bool:
+    return bool(select.select([descriptor], [], [], wait_s)[0])
+
+
+def _end(child: "subprocess.Popen[bytes]") -> bool:
+    """Kill the child's whole group and wait for it; return whether it is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    try:
+        child.wait(timeout=_KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        _left_behind.append(child)
+        return False
+    return True
 
 
 def _read_answer(code: int, answer: bytes) -> Verdict:
+    if code == -signal.SIGKILL:
+        return Verdict(["the system ended the trial (SIGKILL), as it does when memory runs out"])
+    if code == -signal.SIGALRM:
+        return Verdict(["the trial did not end in time"])
     if code < 0:
-        name = signal.Signals(-code).name
-        return Verdict([f"the model brought its runtime down (the trial ended by {name})"])
+        return Verdict([f"the model brought its runtime down (the trial ended by {_name(-code)})"])
     try:
-        return msgspec.json.decode(answer, type=Verdict)
+        verdict = msgspec.json.decode(answer, type=Verdict)
     except msgspec.DecodeError:
         return Verdict([f"the trial ended with code {code} and without an answer"])
+    if verdict.error:
+        raise OSError(f"the trial could not be made: {verdict.error}")
+    return verdict
 
 
-def main() -> int:
-    """Run one trial: request on standard input, verdict on standard output."""
-    # Runtimes print to standard output; the verdict gets a descriptor of its own.
-    answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    signal.setitimer(signal.ITIMER_REAL, request.timeout_s + _ALARM_GRACE_S)
+def _name(number: int) -> str:
     try:
-        verdict = _try(request)
-    except (AgentError, ProtocolError, OSError) as error:
-        verdict = Verdict([str(error)[:1000]])
-    except MemoryError:
-        verdict = Verdict([f"the model needs more than {request.memory_bytes} bytes of memory"])
-    answer.write(msgspec.json.encode(verdict))
-    answer.close()
-    return 0
-
-
-def _try(request: Request) -> Verdict:
-    bundle = manifest.decode(Path(request.manifest).read_bytes())
-    vectors = golden.decode(Path(request.golden).read_bytes())
-    process = psutil.Process()
-    before = process.memory_info().rss
-    _limit_memory(request.memory_bytes)
-    session = runtimes.load_bundle(bundle, Path(request.model))
-    tensors = rows.bind(bundle.signature, vectors.inputs())
-    faults = golden.faults(vectors, session.run(tensors))
-    one = {name: tensor[:1] for name, tensor in tensors.items()}
-    times = []
-    for _ in range(_TIMED_CALLS):
-        started = time.perf_counter()
-        session.run(one)
-        times.append(time.perf_counter() - started)
-    return Verdict(
-        [f"golden vectors: {fault}" for fault in faults[:_MAX_FAULTS_SHOWN]],
-        latency_us=round(sorted(times)[_TIMED_CALLS // 2] * 1e6, 1),
-        memory_bytes=max(process.memory_info().rss - before, 0),
-    )
-
-
-def _limit_memory(allowed: int) -> None:
-    """Bound writable memory. The address space (RLIMIT_AS) would count mapped libraries too."""
-    status = Path("/proc/self/status").read_text("ascii")
-    data_kib = next(int(line.split()[1]) for line in status.splitlines() if "VmData" in line)
-    limit = data_kib * 1024 + _RUNTIME_BYTES + allowed
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,7 +1,7 @@
 """Which assignment this device believes: TUF twice, then the rules of `protocol.trust`.
 
 The image repository's roles arrive one by one on topics, the director's all in one message. Both
-go through python-tuf's client, over an in-memory fetcher. Rules:
+go through python-tuf's client, in a child process (`refresh`). Rules:
 
 1. A set of image roles whose version numbers do not fit one another *yet* is waited for: parts of
    one publication arrive in any order. Only a set that fits is judged, or one that still does not
@@ -12,38 +12,33 @@ go through python-tuf's client, over an in-memory fetcher. Rules:
 3. An assignment is accepted as a whole or not at all: no partial bundle installation.
 4. The highest accepted sequence is kept in a file of our own, written before the assignment is
    acted on. python-tuf does not fsync: with its `timestamp.json` and `snapshot.json` truncated by
-   a power cut it would accept a replay.
+   a power cut it would accept a replay. The file has two generations. If both are lost, what serves
+   goes on, and no assignment is accepted: an old one could not be told from a new one.
 5. Expired metadata is refused like any other; what is serving goes on, and so does listening.
+6. What has been verified in this process is not verified again: the same assignment comes with
+   every reconnection, and each verification is a process.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
-from tuf.api.exceptions import (
-    BadVersionNumberError,
-    DownloadError,
-    DownloadHTTPError,
-    ExpiredMetadataError,
-    LengthOrHashMismatchError,
-    RepositoryError,
-    UnsignedMetadataError,
-)
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets
-from tuf.ngclient.fetcher import FetcherInterface
-from tuf.ngclient.updater import Updater
+from msgspec import Struct, field
 
-from edgefleet_agent import files
+from edgefleet_agent import files, refresh
 from edgefleet_agent.errors import StoreError
-from edgefleet_agent.update import Assigned, Order
+from edgefleet_agent.journal import Assigned, Order, key_of
 from edgefleet_protocol import codec, trust
 from edgefleet_protocol.errors import MalformedError, RefusedError
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.messages import Assignment, Slot
 from edgefleet_protocol.trust import DirectorTarget, ImageTarget, Instructions
+
+log = logging.getLogger(__name__)
 
 # Parts of one publication are seconds apart at most; a hub that restarts needs some more.
 SETTLE_S = 60.0
@@ -52,6 +47,7 @@ MAX_ROOTS = 256
 # As python-tuf bounds the targets role, the largest of them.
 MAX_ROLE_BYTES = 5_000_000
 ASSIGNMENT, IMAGE_METADATA = "assignment", "image metadata"
+COUNTERS = "counters.json"
 
 
 class Accepted(Struct, frozen=True):
@@ -86,25 +82,50 @@ class _Counters(Struct, frozen=True):
     format: int = 1
 
 
-class _Received(FetcherInterface):
-    """Serves python-tuf the messages that have arrived, by file name."""
+class _Target(Struct, frozen=True):
+    """A target of a verified targets role."""
 
-    def __init__(self, parts: Mapping[str, bytes]) -> None:
-        self._parts = parts
+    length: int
+    hashes: dict[str, str]
+    custom: object = None
 
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        data = self._parts.get(url.rpartition("/")[2])
-        if data is None:
-            # 404 is what tells python-tuf that there is no newer root.
-            raise DownloadHTTPError(f"{url} has not arrived", 404)
-        return iter([data])
+
+class _Targets(Struct, frozen=True):
+    """What is used of a verified targets role."""
+
+    targets: dict[str, _Target]
+    delegations: object = None
+    instructions: object = field(default=None, name=trust.INSTRUCTIONS_FIELD)
+
+
+class _SignedTargets(Struct, frozen=True):
+    signed: _Targets
+
+
+class _RefreshError(Exception):
+    """The TUF client does not take what has arrived.
+
+    Attributes:
+        fault: see `refresh.Outcome`.
+    """
+
+    def __init__(self, fault: refresh.Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 class Trust:
     """The trust state of one device. Used by one thread."""
 
     def __init__(
-        self, folder: Path, *, device: str, board: str, image_root: bytes, director_root: bytes
+        self,
+        folder: Path,
+        *,
+        device: str,
+        board: str,
+        image_root: bytes,
+        director_root: bytes,
+        run_client: refresh.Refresh = refresh.in_child,
     ) -> None:
         """Open the trust state in `folder`.
 
@@ -114,24 +135,28 @@ class Trust:
             board: its board.
             image_root: version 1 of the image repository's root, from enrolment.
             director_root: likewise of the director's.
+            run_client: runs the TUF client over what has arrived.
 
         Raises:
-            StoreError: if the counters cannot be read.
+            StoreError: if the folders cannot be made.
         """
         self._device = device
         self._board = board
+        self._run_client = run_client
         self._folders = {name: folder / name for name in ("image", "director")}
         self._roots = {"image": image_root, "director": director_root}
-        self._counters_path = folder / "counters.json"
+        self._counters_path = folder / COUNTERS
         try:
             for path in self._folders.values():
                 path.mkdir(parents=True, exist_ok=True)
-            self._counters = self._read_counters()
         except OSError as error:
             raise StoreError(f"trust state in {folder} cannot be used: {error}") from error
+        self._clear_leftovers()
+        self._counters, self._lost = self._read_counters()
         self._image_parts: dict[str, bytes] = {}
         self._image_changed = False
-        self._image: Targets | None = None
+        self._image: _Targets | None = None
+        self._director: _Targets | None = None
         self._assignment: Assignment | None = None
         self._assignment_digest = ""
         self._waiting_since: float | None = None
@@ -154,6 +179,7 @@ class Trust:
             raise MetadataRefusedError(ASSIGNMENT, "malformed", str(error), digest) from error
         if digest != self._assignment_digest:
             self._waiting_since = None
+            self._director = None
         self._assignment, self._assignment_digest = assignment, digest
 
     def take_image_role(self, role: str, payload: bytes) -> None:
@@ -183,7 +209,7 @@ class Trust:
 
         Args:
             now: monotonic seconds.
-            floors: model → highest confirmed release.
+            floors: key of a lane → highest confirmed release.
 
         Returns:
             None if nothing has arrived that could be judged.
@@ -216,16 +242,15 @@ class Trust:
             return Waiting("the image roles that have arrived are of different publications")
         try:
             self._image = self._refresh("image", self._image_parts)
-        except UnsignedMetadataError as error:
-            if not self._settled(now) and self._signer_is_unknown():
+        except _RefreshError as error:
+            new_keys = error.fault == "unsigned" and self._signer_is_unknown()
+            if new_keys and not self._settled(now):
                 return Waiting("the image timestamp is signed by keys of a root not here yet")
-            raise self._image_refusal(error) from error
-        except RepositoryError as error:
             raise self._image_refusal(error) from error
         self._image_changed = False
         return None
 
-    def _image_refusal(self, error: RepositoryError) -> MetadataRefusedError:
+    def _image_refusal(self, error: _RefreshError) -> MetadataRefusedError:
         parts = self._image_parts
         digest = digest_of(b"".join(parts[name] for name in sorted(parts)))
         # The last good set stays in force; what was refused is not looked at again.
@@ -240,6 +265,12 @@ class Trust:
         assignment, image = self._assignment, self._image
         if assignment is None:
             return None
+        if self._lost:
+            raise self._assignment_refusal(
+                "counters-lost",
+                f"the highest accepted assignment is not known any more ({self._lost}), so an old"
+                " one could be replayed; enrol this device again with --force",
+            )
         if image is None:
             return Waiting("no image metadata has arrived")
         parts = {
@@ -249,9 +280,10 @@ class Trust:
             **{f"{n}.root.json": data for n, data in enumerate(assignment.roots, start=1)},
         }
         try:
-            director = self._refresh("director", parts)
-            accepted = self._cross_check(director, image, floors)
-        except RepositoryError as error:
+            if self._director is None:
+                self._director = self._refresh("director", parts)
+            accepted = self._cross_check(self._director, image, floors)
+        except _RefreshError as error:
             reason = _reason(error, parts, self._folders["director"])
             raise self._assignment_refusal(reason, f"assignment refused: {error}") from error
         except RefusedError as error:
@@ -264,20 +296,21 @@ class Trust:
             raise self._assignment_refusal("mix-and-match", str(error)) from error
         if accepted.sequence > self._counters.sequence:
             counters = _Counters(accepted.sequence)
-            files.replace(self._counters_path, msgspec.json.encode(counters))
+            files.write_kept(self._counters_path, msgspec.json.encode(counters))
             self._counters = counters
         return accepted
 
     def _assignment_refusal(self, reason: str, text: str) -> MetadataRefusedError:
-        self._assignment = None
+        self._assignment = self._director = None
         self._waiting_since = None
         return MetadataRefusedError(ASSIGNMENT, reason, text, self._assignment_digest)
 
     def _cross_check(
-        self, director: Targets, image: Targets, floors: Mapping[str, int]
+        self, director: _Targets, image: _Targets, floors: Mapping[str, int]
     ) -> Accepted:
-        field = director.unrecognized_fields.get(trust.INSTRUCTIONS_FIELD)
-        instructions: Instructions = trust.read_custom(Instructions, field, "assignment")
+        instructions: Instructions = trust.read_custom(
+            Instructions, director.instructions, "assignment"
+        )
         trust.check_instructions(instructions, self._device, self._counters.sequence)
         if director.delegations is not None:
             raise MalformedError("assignment: the director must not delegate")
@@ -285,16 +318,16 @@ class Trust:
             self._check_target(path, ordered, image.targets.get(path), floors)
             for path, ordered in sorted(director.targets.items())
         ]
-        models = [target.slot.model for target in targets]
-        if len(set(models)) != len(models):
-            raise MalformedError(f"assignment lists a model twice: {models}")
+        keys = [target.key for target in targets]
+        if len(set(keys)) != len(keys):
+            raise MalformedError(f"assignment lists a model twice in one lane: {keys}")
         return Accepted(instructions.sequence, targets)
 
     def _check_target(
         self,
         path: str,
-        ordered: TargetFile,
-        vouched: TargetFile | None,
+        ordered: _Target,
+        vouched: _Target | None,
         floors: Mapping[str, int],
     ) -> Assigned:
         order: DirectorTarget = trust.read_custom(DirectorTarget, ordered.custom, path)
@@ -302,6 +335,16 @@ class Trust:
             raise MalformedError(f"target {path} is of {order.model} release {order.release}")
         if vouched is None:
             raise _NotListedError(f"{path}: the image repository does not list it")
+        running = Order(
+            order.window_rows,
+            order.confirm_rows,
+            order.confirm_deadline_s,
+            order.samples,
+            order.role,
+            order.share_percent,
+            order.max_bytes,
+            order.urgent,
+        )
         trust.cross_check(
             path=path,
             director=order,
@@ -311,38 +354,31 @@ class Trust:
             image_length=vouched.length,
             image_hashes=vouched.hashes,
             board=self._board,
-            release_floor=floors.get(order.model, 0),
+            release_floor=floors.get(key_of(order.model, running.lane), 0),
         )
         slot = Slot(
             order.model, order.version, order.release, order.variant, ordered.hashes["sha256"]
         )
-        return Assigned(
-            slot,
-            order.runtime,
-            ordered.length,
-            order.attempt,
-            Order(order.window_rows, order.confirm_rows, order.confirm_deadline_s, order.samples),
-        )
+        return Assigned(slot, order.runtime, ordered.length, order.attempt, running)
 
-    def _refresh(self, name: str, parts: Mapping[str, bytes]) -> Targets:
-        """Run python-tuf's client workflow and return the verified top-level targets role."""
+    def _refresh(self, name: str, parts: dict[str, bytes]) -> _Targets:
+        """Run the TUF client and return the top-level targets role that it verified."""
         folder = self._folders[name]
-        updater = Updater(
-            str(folder), "mqtt://", fetcher=_Received(parts), bootstrap=self._roots[name]
-        )
+        outcome = self._run_client(refresh.Request(str(folder), self._roots[name], parts))
+        if outcome.store_fault:
+            raise StoreError(f"trust state cannot be written: {outcome.store_fault}")
+        if outcome.fault:
+            raise _RefreshError(outcome.fault, outcome.text)
+        data = (folder / "targets.json").read_bytes()
         try:
-            updater.refresh()
-        except DownloadError as error:
-            raise RepositoryError(f"a role is missing or too long: {error}") from error
-        files.sync_files(folder)
-        # refresh() leaves the role that it verified in this file.
-        targets = Metadata[Targets].from_file(str(folder / "targets.json")).signed
-        assert isinstance(targets, Targets)  # the file was verified as the targets role
-        return targets
+            return msgspec.json.decode(data, type=_SignedTargets).signed
+        except msgspec.DecodeError as error:
+            # Signed, and yet not as the format says.
+            raise _RefreshError("other", f"the targets role cannot be read: {error}") from error
 
     def _signer_is_unknown(self) -> bool:
-        root = Metadata[Root].from_file(str(self._folders["image"] / "root.json")).signed
-        known = set(root.roles["timestamp"].keyids)
+        root = json.loads((self._folders["image"] / "root.json").read_bytes())
+        known = set(root["signed"]["roles"]["timestamp"]["keyids"])
         look = _look(self._image_parts.get("timestamp.json", b""))
         signatures = look.get("signatures") if look else None
         if not isinstance(signatures, list):
@@ -350,30 +386,47 @@ class Trust:
         signers = {item.get("keyid") for item in signatures if isinstance(item, dict)}
         return not signers & known
 
-    def _read_counters(self) -> _Counters:
-        if not self._counters_path.exists():
-            return _Counters(0)
-        try:
-            return msgspec.json.decode(self._counters_path.read_bytes(), type=_Counters)
-        except msgspec.DecodeError as error:
-            raise StoreError(
-                f"{self._counters_path} is damaged ({error}); without it an old assignment could"
-                " be replayed. Enrol this device again with --force"
-            ) from error
+    def _read_counters(self) -> tuple[_Counters, str]:
+        """Return the counters, and why they are lost if they are."""
+        counters, complaint = files.read_kept(self._counters_path, _decode_counters)
+        if counters is not None:
+            if complaint:
+                log.error("trust state: %s; the generation before is used", complaint)
+            return counters, ""
+        if not complaint and (self._folders["director"] / "timestamp.json").exists():
+            complaint = f"{COUNTERS} is gone"
+        if complaint:
+            log.critical("trust state: %s; no assignment is accepted", complaint)
+            return _Counters(0), complaint
+        # Written before any assignment can be, so that "none yet" is never taken for "lost".
+        with contextlib.suppress(OSError):
+            files.write_kept(self._counters_path, msgspec.json.encode(_Counters(0)))
+        return _Counters(0), ""
+
+    def _clear_leftovers(self) -> None:
+        """Delete what python-tuf was writing when the process died."""
+        for folder in self._folders.values():
+            for path in folder.glob("tmp*"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _decode_counters(data: bytes) -> _Counters:
+    return msgspec.json.decode(data, type=_Counters)
 
 
 class _NotListedError(Exception):
     """The image repository does not list an assigned target."""
 
 
-def _reason(error: RepositoryError, parts: Mapping[str, bytes], folder: Path) -> str:
-    if isinstance(error, UnsignedMetadataError):
+def _reason(error: _RefreshError, parts: Mapping[str, bytes], folder: Path) -> str:
+    if error.fault == "unsigned":
         return "bad-signature"
-    if isinstance(error, ExpiredMetadataError):
+    if error.fault == "expired":
         return "expired"
-    if isinstance(error, LengthOrHashMismatchError):
+    if error.fault == "length-or-hash":
         return "mix-and-match"
-    if isinstance(error, BadVersionNumberError):
+    if error.fault == "version":
         held, sent = folder / "timestamp.json", parts.get("timestamp.json", b"")
         older = held.exists() and _version(sent) < _version(held.read_bytes())
         return "rollback" if older or _fit(parts) else "mix-and-match"

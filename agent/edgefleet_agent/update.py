@@ -1,4 +1,4 @@
-"""The update of one model on one device: one table of steps, and the decisions around it.
+"""The update of one lane on one device: one table of steps, and the decisions around it.
 
     idle → fetching → verifying → trying → active (unconfirmed) → confirmed
 
@@ -14,28 +14,36 @@ assignment took its place). Rules:
    confirmed.
 4. A release floor is raised at the confirmation, in the same write; a lower release is never
    accepted again (`protocol.trust`, rule 6).
-5. An attempt number is tried once. Another try is a new number, given by the director.
-6. Deadlines count from when this process entered the step, on a monotonic clock: a board without a
-   battery-backed clock may believe in 1970 until it has the network. Restarts cannot stretch them
-   without end, because a candidate that saw `MAX_STARTS` starts unconfirmed is rolled back.
+5. An attempt number is tried once. Another try is a new number, given by the director; the device
+   itself rejects a manifest that has failed `MAX_FAILURES` times within a day.
+6. Every step that can wait has a deadline, in `DEADLINES`. It counts from when this process entered
+   the step, on a monotonic clock: a board without a battery-backed clock may believe in 1970 until
+   it has the network. Restarts cannot stretch it without end, because a candidate that saw
+   `MAX_STARTS` starts unconfirmed is rolled back, and because bytes are bounded over restarts.
+7. The table knows no lanes: a challenger goes the same way as what it challenges.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
 
-from msgspec import Meta, Struct, structs
+from msgspec import structs
 
 from edgefleet_agent.errors import TransitionError
+from edgefleet_agent.journal import Assigned, Failures, Installed, Journal, Order, Try
 from edgefleet_protocol.errors import RefusedError
-from edgefleet_protocol.manifest import Runtime
-from edgefleet_protocol.messages import FINAL_STEPS, Attempt, Count, Slot, Step
-from edgefleet_protocol.trust import SamplePolicy
+from edgefleet_protocol.messages import FINAL_STEPS, Attempt, Result, Step
 
-FORMAT = 1
 # A candidate that brings the process down is given up at its third unconfirmed start.
 MAX_STARTS = 3
+# Attempts at one manifest that may end badly within 24 hours; the next one is not begun.
+MAX_FAILURES = 5
+DAY_S = 86_400.0
+# Manifests whose failures are remembered.
+_MAX_REMEMBERED = 8
 # Hashing and unpacking 1 GiB takes about 20 s on a Raspberry Pi 4; a stuck disk takes for ever.
 VERIFY_DEADLINE_S = 900.0
+# 1 GiB at 2 kB/s, the slowest of mobile links, takes six days of connection.
+FETCH_DEADLINE_S = 7 * DAY_S
 # On top of the trial's own time limit, which the trial's process keeps itself.
 TRIAL_GRACE_S = 30.0
 MAX_REASON = 2000
@@ -51,7 +59,7 @@ class Event(StrEnum):
     VERIFIED = "verified"  # verifying → trying: every file is what the manifest says
     PASSED = "passed"  # trying → active: the golden vectors came out right in the trial
     PROVEN = "proven"  # active → confirmed: enough rows served without a fault
-    REFUSED = "refused"  # fetching, verifying, trying → rejected: wrong, and stays wrong
+    REFUSED = "refused"  # idle, fetching, verifying, trying → rejected: wrong, and stays wrong
     BROKE = "broke"  # fetching, verifying, trying → failed: this device could not do it
     OVERDUE = "overdue"  # fetching, verifying, trying → failed; active → rolled_back
     FAULTY = "faulty"  # active → rolled_back: it raised, gave no finite score, or crashed
@@ -64,6 +72,7 @@ _WORKING = (Step.FETCHING, Step.VERIFYING, Step.TRYING)
 TABLE: dict[tuple[Step, Event], Step] = {
     (Step.IDLE, Event.START): Step.FETCHING,
     (Step.IDLE, Event.PRESENT): Step.CONFIRMED,
+    (Step.IDLE, Event.REFUSED): Step.REJECTED,
     (Step.FETCHING, Event.FETCHED): Step.VERIFYING,
     (Step.VERIFYING, Event.INCOMPLETE): Step.FETCHING,
     (Step.VERIFYING, Event.VERIFIED): Step.TRYING,
@@ -79,118 +88,54 @@ TABLE: dict[tuple[Step, Event], Step] = {
 }
 
 
-class Order(Struct, frozen=True):
-    """How the director wants a release to be run; see `protocol.trust.DirectorTarget`."""
+class Limit(StrEnum):
+    """What of a step is bounded. The value says what was not there in time."""
 
-    window_rows: Annotated[int, Meta(ge=1)]
-    confirm_rows: Annotated[int, Meta(ge=0)]
-    confirm_deadline_s: Annotated[int, Meta(gt=0)]
-    samples: SamplePolicy | None = None
+    STALL = "no new block"  # connected time since the last one; not while a budget is waited for
+    FETCH = "not all blocks"  # connected time at `fetching`, likewise
+    VERIFY = "no verdict on its files"
+    TRY = "no verdict of its trial"
+    LOAD = "not loaded"  # from `active` until the candidate answers
+    PROVE = "not proven"  # from `active` until it is confirmed
 
 
-class Assigned(Struct, frozen=True):
-    """One model that a verified assignment lists.
+DEADLINES: dict[Step, tuple[Limit, ...]] = {
+    Step.FETCHING: (Limit.STALL, Limit.FETCH),
+    Step.VERIFYING: (Limit.VERIFY,),
+    Step.TRYING: (Limit.TRY,),
+    Step.ACTIVE: (Limit.LOAD, Limit.PROVE),
+}
 
-    Attributes:
-        manifest_bytes: length of the manifest, as signed.
+
+def limit_s(limit: Limit, order: Order, *, fetch_stall_s: float, trial_timeout_s: float) -> float:
+    """Return how long a limit is.
+
+    Args:
+        limit: which.
+        order: of the attempt.
+        fetch_stall_s: of the device's configuration.
+        trial_timeout_s: likewise. Loading in this process has as long as the trial had.
     """
-
-    slot: Slot
-    runtime: Runtime
-    manifest_bytes: Count
-    attempt: Count
-    order: Order
-
-
-class Installed(Struct, frozen=True):
-    """A release that was confirmed on this device."""
-
-    slot: Slot
-    order: Order
-
-
-class Try(Struct, frozen=True):
-    """One attempt, finished or not.
-
-    Attributes:
-        reason: why it ended as it did.
-        began_at: Unix seconds, for the report only.
-        starts: how often the agent has started while this attempt was `active`.
-        fetched_bytes: received for this attempt.
-        total_bytes: to be received, 0 while the manifest is not there.
-        reported: its result is in the outbox.
-    """
-
-    number: Count
-    target: Assigned
-    step: Step
-    began_at: float
-    reason: str = ""
-    starts: Count = 0
-    fetched_bytes: Count = 0
-    total_bytes: Count = 0
-    reported: bool = False
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.step in FINAL_STEPS
-
-
-class Journal(Struct, frozen=True):
-    """Everything that a device remembers of one model, in one file that is replaced as a whole.
-
-    It stays when the model is withdrawn, because the floor and the attempt number must.
-
-    Attributes:
-        current: the newest confirmed release.
-        previous: the one before it, kept to go back to.
-        floor: highest confirmed release number.
-    """
-
-    model: str
-    current: Installed | None = None
-    previous: Installed | None = None
-    attempt: Try | None = None
-    floor: Count = 0
-    format: int = FORMAT
-
-    @property
-    def candidate(self) -> Installed | None:
-        """The release of an unconfirmed, active attempt."""
-        if self.attempt is None or self.attempt.step is not Step.ACTIVE:
-            return None
-        return Installed(self.attempt.target.slot, self.attempt.target.order)
-
-    @property
-    def serving(self) -> Installed | None:
-        """What answers now (rule 3)."""
-        return self.candidate or self.current
-
-    @property
-    def kept(self) -> Installed | None:
-        """What can be gone back to."""
-        return self.current if self.candidate else self.previous
-
-    @property
-    def manifests(self) -> set[str]:
-        """Digests of all manifests whose files must stay on disk."""
-        held = {item.slot.manifest for item in (self.current, self.previous) if item}
-        if self.attempt and not self.attempt.is_final:
-            held.add(self.attempt.target.slot.manifest)
-        return held
+    return {
+        Limit.STALL: fetch_stall_s,
+        Limit.FETCH: FETCH_DEADLINE_S,
+        Limit.VERIFY: VERIFY_DEADLINE_S,
+        Limit.TRY: trial_timeout_s + TRIAL_GRACE_S,
+        Limit.LOAD: trial_timeout_s + TRIAL_GRACE_S,
+        Limit.PROVE: float(order.confirm_deadline_s),
+    }[limit]
 
 
 class Plan(StrEnum):
-    """What an assignment means for one model."""
+    """What an assignment means for one lane."""
 
     BEGIN = "begin"  # a new attempt
     KEEP = "keep"  # the attempt that is known already
-    WITHDRAW = "withdraw"  # the model is not assigned any more
+    WITHDRAW = "withdraw"  # nothing is assigned to the lane any more
 
 
 def decide(journal: Journal | None, assigned: Assigned | None) -> Plan:
-    """Compare what is assigned with what is remembered.
+    """Compare what is assigned to a lane with what is remembered of it.
 
     Raises:
         RefusedError: `rollback`: an attempt older than one that was tried, or a number used again
@@ -211,18 +156,31 @@ def decide(journal: Journal | None, assigned: Assigned | None) -> Plan:
 
 
 def begin(journal: Journal, assigned: Assigned, now: float) -> Journal:
-    """Return the journal with a new attempt in its first step.
+    """Return the journal with a new attempt in its first step, or at its end already.
+
+    Args:
+        journal: of the lane.
+        assigned: what is to be tried.
+        now: Unix seconds.
 
     Raises:
         TransitionError: if an unfinished attempt is there; end it first.
     """
     if journal.attempt and not journal.attempt.is_final:
-        raise TransitionError(f"attempt {journal.attempt.number} of {journal.model} is unfinished")
+        raise TransitionError(f"attempt {journal.attempt.number} of {journal.key} is unfinished")
     attempt = Try(assigned.attempt, assigned, Step.IDLE, now)
-    event = Event.START
+    journal = structs.replace(journal, attempt=attempt)
     if journal.current and journal.current.slot == assigned.slot:
-        event = Event.PRESENT
-    return advance(structs.replace(journal, attempt=attempt), event)
+        return advance(journal, Event.PRESENT)
+    failed = _failures(journal, assigned.slot.manifest, now)
+    if failed and failed.count >= MAX_FAILURES:
+        return advance(
+            journal,
+            Event.REFUSED,
+            f"not tried again: {failed.count} attempts at this bundle ended badly within a day;"
+            f" the last: {failed.reason}",
+        )
+    return advance(journal, Event.START)
 
 
 def advance(journal: Journal, event: Event, reason: str = "") -> Journal:
@@ -233,22 +191,22 @@ def advance(journal: Journal, event: Event, reason: str = "") -> Journal:
     """
     attempt = journal.attempt
     if attempt is None:
-        raise TransitionError(f"{event} without an attempt for {journal.model}")
+        raise TransitionError(f"{event} without an attempt for {journal.key}")
     step = TABLE.get((attempt.step, event))
     if step is None:
         raise TransitionError(
-            f"attempt {attempt.number} of {journal.model}: no transition for {event}"
+            f"attempt {attempt.number} of {journal.key}: no transition for {event}"
             f" at {attempt.step}"
         )
     changed = structs.replace(
-        attempt,
-        step=step,
-        reason=reason[:MAX_REASON],
-        starts=1 if step is Step.ACTIVE else 0,
-        reported=False,
+        attempt, step=step, reason=reason[:MAX_REASON], starts=1 if step is Step.ACTIVE else 0
     )
     journal = structs.replace(journal, attempt=changed)
-    return _confirmed(journal, attempt.target) if step is Step.CONFIRMED else journal
+    if step is Step.CONFIRMED:
+        return _confirmed(journal, changed)
+    if attempt.step is not Step.IDLE and step in (Step.FAILED, Step.REJECTED, Step.ROLLED_BACK):
+        return _failed(journal, changed)
+    return journal
 
 
 def restarted(journal: Journal) -> Journal:
@@ -263,6 +221,40 @@ def restarted(journal: Journal) -> Journal:
     return structs.replace(journal, attempt=structs.replace(attempt, starts=attempt.starts + 1))
 
 
+def suspect(journals: Sequence[Journal]) -> Journal | None:
+    """Return the lane to go back in when the agent crashes soon after each start.
+
+    Nothing tells which model brought a process down, so it is the newest change: a challenger
+    before any primary, then the release that came last.
+
+    Args:
+        journals: of the lanes in which one can go back.
+    """
+    return max(
+        (journal for journal in journals if journal.current),
+        key=lambda j: (j.lane == "challenger", j.current.attempt if j.current else 0),
+        default=None,
+    )
+
+
+def gone_back(journal: Journal, reason: str) -> Journal:
+    """Return the journal with the release before the serving one in its place.
+
+    The floor stays: what was confirmed once does not become older by it. An attempt that has not
+    come to `active` is given up too, so that it does not undo this.
+
+    Raises:
+        TransitionError: if there is no release to go back to.
+    """
+    if journal.candidate:
+        return advance(journal, Event.FAULTY, reason)
+    if journal.current is None or (journal.previous is None and journal.lane == "primary"):
+        raise TransitionError(f"{journal.key} has no release before this one to go back to")
+    if journal.attempt and not journal.attempt.is_final:
+        journal = advance(journal, Event.REPLACED, reason)
+    return structs.replace(journal, current=journal.previous, previous=None)
+
+
 def reordered(journal: Journal, order: Order) -> Journal:
     """Return the journal with other running orders for the attempt's release, wherever it is."""
     attempt = journal.attempt
@@ -271,14 +263,14 @@ def reordered(journal: Journal, order: Order) -> Journal:
     target = structs.replace(attempt.target, order=order)
     current = journal.current
     if current and current.slot == target.slot:
-        current = Installed(current.slot, order)
+        current = structs.replace(current, order=order)
     return structs.replace(
         journal, current=current, attempt=structs.replace(attempt, target=target)
     )
 
 
 def withdrawn(journal: Journal) -> Journal:
-    """Return the journal of a model that is not assigned any more; floor and number stay."""
+    """Return the journal of a lane with nothing assigned to it; floor and number stay."""
     if journal.attempt and not journal.attempt.is_final:
         journal = advance(journal, Event.REPLACED, "the model was withdrawn from this device")
     return structs.replace(journal, current=None, previous=None)
@@ -302,22 +294,6 @@ def damaged(journal: Journal, reason: str) -> Journal:
     return journal
 
 
-def deadline_s(journal: Journal, *, fetch_stall_s: float, trial_timeout_s: float) -> float | None:
-    """Return how long the attempt may stay at its step (rule 6), None for ever.
-
-    For `fetching` it counts anew with each block, and not while there is no connection.
-    """
-    attempt = journal.attempt
-    if attempt is None:
-        return None
-    return {
-        Step.FETCHING: fetch_stall_s,
-        Step.VERIFYING: VERIFY_DEADLINE_S,
-        Step.TRYING: trial_timeout_s + TRIAL_GRACE_S,
-        Step.ACTIVE: attempt.target.order.confirm_deadline_s,
-    }.get(attempt.step)
-
-
 def summary(attempt: Try) -> Attempt:
     """Return the attempt as it is reported to the hub."""
     slot = attempt.target.slot
@@ -333,16 +309,52 @@ def summary(attempt: Try) -> Attempt:
         attempt.reason,
         received,
         attempt.total_bytes,
+        attempt.target.order.lane,
     )
 
 
-def _confirmed(journal: Journal, target: Assigned) -> Journal:
-    new = Installed(target.slot, target.order)
-    old = journal.current
+def result(attempt: Try) -> Result:
+    """Return how an attempt ended, as it is reported to the hub: the same whenever it is asked."""
+    slot = attempt.target.slot
+    return Result(
+        attempt.number,
+        slot.model,
+        slot.version,
+        slot.release,
+        slot.manifest,
+        attempt.step,
+        attempt.reason,
+        attempt.fetched_bytes,
+        round(attempt.seconds, 3),
+    )
+
+
+def _confirmed(journal: Journal, attempt: Try) -> Journal:
+    target, old = attempt.target, journal.current
+    new = Installed(target.slot, target.order, attempt.number)
     previous = journal.previous if old is None or old.slot == new.slot else old
     return structs.replace(
         journal,
         current=new,
         previous=previous,
         floor=max(journal.floor, new.slot.release),
+        failures=tuple(f for f in journal.failures if f.manifest != target.slot.manifest),
     )
+
+
+def _failed(journal: Journal, attempt: Try) -> Journal:
+    manifest, at = attempt.target.slot.manifest, attempt.began_at
+    before = _failures(journal, manifest, at)
+    count, since = (before.count, before.since) if before else (0, at)
+    # A clock that was set back must not make the failures last for years.
+    new = Failures(manifest, count + 1, min(since, at), attempt.reason[:200])
+    others = [f for f in journal.failures if f.manifest != manifest]
+    return structs.replace(journal, failures=(*others, new)[-_MAX_REMEMBERED:])
+
+
+def _failures(journal: Journal, manifest: str, now: float) -> Failures | None:
+    """Return the failures of a manifest, None if the day is over since the first of them."""
+    for failures in journal.failures:
+        if failures.manifest == manifest and now - failures.since < DAY_S:
+            return failures
+    return None

@@ -4,7 +4,7 @@ Everything here is signed already, so a fault means that the bundle was made wro
 not meant for this device: it is refused for good.
 """
 
-from edgefleet_agent.update import Assigned
+from edgefleet_agent.journal import Assigned
 from edgefleet_protocol import golden, profiles, sketch
 from edgefleet_protocol.errors import MalformedError, RefusedError
 from edgefleet_protocol.golden import GoldenVectors
@@ -38,31 +38,27 @@ def check_manifest(bundle: Manifest, target: Assigned, device: DeviceProfile) ->
 
 
 def read_reference(bundle: Manifest, data: bytes) -> ReferenceProfile:
-    """Read the reference profile and check that it counts the model's own columns.
+    """Read the reference profile and check that it counts the model's own features.
 
     Raises:
         MalformedError: if it does not.
     """
     profile = sketch.decode_profile(data)
     features = [feature.name for feature in profile.features]
-    if features != bundle.signature.columns:
+    if features != bundle.signature.features:
         raise MalformedError(
-            f"the reference profile counts {features[:5]}…; the model takes"
-            f" {bundle.signature.columns[:5]}…"
+            f"the reference profile counts {features[:5]}…; of the model's"
+            f" rows {bundle.signature.features[:5]}… are counted"
         )
     return profile
 
 
 def read_golden(bundle: Manifest, data: bytes) -> GoldenVectors:
-    """Read the golden vectors and check that they are for the model's own columns.
+    """Read the golden vectors and check that they are for the model's own inputs.
 
     Raises:
         MalformedError: if they are not.
     """
     vectors = golden.decode(data)
-    if vectors.columns != bundle.signature.columns:
-        raise MalformedError(
-            f"golden vectors have the columns {vectors.columns[:5]}…; the model takes"
-            f" {bundle.signature.columns[:5]}…"
-        )
+    golden.inputs_of(bundle.signature, vectors)
     return vectors

@@ -285,7 +285,7 @@ def unpack_moments(data: bytes, n_features: int) -> Moments:
 
 def confidence_bin(probability: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return the index of the 1/16 into which each top-class probability falls."""
-    clipped = np.clip(np.nan_to_num(probability), 0.0, 1.0)
+    clipped = np.fmin(np.fmax(probability, 0.0), 1.0)  # these two take NaN for no value: 0
     index: NDArray[np.int64] = np.minimum(
         (clipped * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1
     )

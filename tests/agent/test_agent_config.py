@@ -69,9 +69,103 @@ def test_what_cannot_be_used_is_refused_with_its_place(
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_environment_variable_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown field `heartbeat`"):
-        config.load(environment={"EDGEFLEET_AGENT_HEARTBEAT": "5"})
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("EDGEFLEET_AGENT_HEARTBEAT", "; did you mean EDGEFLEET_AGENT_HEARTBEAT_S\\?"),
+        ("EDGEFLEET_AGENT_LOGS_KEEPS", "; did you mean EDGEFLEET_AGENT_LOGS_KEEP\\?"),
+        ("EDGEFLEET_AGENT_SAMPLES", ""),
+    ],
+)
+def test_an_unknown_environment_variable_is_refused(variable: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable} is no setting of the agent{hint}"):
+        config.load(environment={variable: "5"})
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("heartbeats = 5", "; did you mean `heartbeat_s`?"),
+        ("[log]", "; did you mean `logs`?"),
+        ("[samples]\nconsents = true", "; did you mean `consent`?"),
+        ("[maintenance]\nx = 1", "; known here: windows"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(
+    tmp_path: Path, text: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, text), environment={})
+    assert str(caught.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "place", "value"),
+    [
+        ("STORE", "/srv/ef", ("store",), "/srv/ef"),
+        ("BOARD", "", ("board",), None),
+        ("RUNTIMES", "", ("runtimes",), None),
+        ("RUNTIMES", "litert", ("runtimes",), ["litert"]),
+        ("SAMPLES_CONSENT", "1", ("samples", "consent"), True),
+        ("SAMPLES_REDACT", "site:redact", ("samples", "redact"), "site:redact"),
+        ("BUDGETS_FETCH_STALL_S", "0.5", ("budgets", "fetch_stall_s"), 0.5),
+        ("NETWORK_LINK", "metered", ("network", "link"), "metered"),
+        ("NETWORK_METERED_BYTES_PER_DAY", "0", ("network", "metered_bytes_per_day"), 0),
+        (
+            "MAINTENANCE_WINDOWS",
+            "Sat Sun 02:00-05:00, Mon-Fri 22:00-04:00",
+            ("maintenance", "windows"),
+            ["Sat Sun 02:00-05:00", "Mon-Fri 22:00-04:00"],
+        ),
+        ("MAINTENANCE_WINDOWS", "", ("maintenance", "windows"), []),
+        ("STORAGE_MAX_BYTES", "1048576", ("storage", "max_bytes"), 1 << 20),
+        ("EXECUTION_THREADS", "2", ("execution", "threads"), 2),
+        ("EXECUTION_PROVIDERS", "CPUExecutionProvider,", ("execution", "providers"),
+         ["CPUExecutionProvider"]),
+        ("SERVER_LISTEN", "127.0.0.1:8500", ("server", "listen"), "127.0.0.1:8500"),
+        ("BROKER_PORT", "1884", ("broker", "port"), 1884),
+        ("BROKER_USERNAME", "", ("broker", "username"), None),
+        ("LOGS_JSON", "false", ("logs", "json"), False),
+    ],
+)  # fmt: skip
+def test_a_variable_of_each_kind_overrides_its_setting(
+    variable: str, text: str, place: tuple[str, ...], value: object
+) -> None:
+    found: object = config.load(environment={f"EDGEFLEET_AGENT_{variable}": text})
+    for name in place:
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_every_setting_can_be_overridden_but_lists_of_tables() -> None:
+    required = {"EDGEFLEET_AGENT_SOURCE_PATH": "rows.csv", "EDGEFLEET_AGENT_SOURCE_MODEL": "m"}
+    tables = []
+    for setting in config.settings():
+        default = setting.default
+        text = "" if default in (None, []) else str(default)
+        if setting.variable in required:
+            continue
+        if setting.name == "topics":
+            with pytest.raises(ConfigError, match=r"can only be given in agent\.toml$"):
+                config.load(environment={setting.variable: text})
+            tables.append(setting.variable)
+        else:
+            config.load(environment={**required, setting.variable: text})
+    assert tables == ["EDGEFLEET_AGENT_BROKER_TOPICS"]
+
+
+def test_a_table_that_is_none_is_refused_with_its_place_whatever_the_environment_says(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "samples = 3")
+    with pytest.raises(ConfigError, match=r"Expected `object`, got `int` - at `\$.samples`"):
+        config.load(path, environment={"EDGEFLEET_AGENT_SAMPLES_CONSENT": "true"})
+
+
+def test_a_maintenance_window_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "[maintenance]\nwindows = ['at night']")
+    with pytest.raises(ConfigError, match="maintenance window 'at night' cannot be read"):
+        config.load(path, environment={})
 
 
 def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:

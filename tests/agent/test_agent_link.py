@@ -1,24 +1,36 @@
 """The MQTT link against a real broker over mutual TLS, and the same contract for the fake link."""
 
+import contextlib
+import itertools
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgefleet_agent import identity
 from edgefleet_agent.link import (
+    MAX_PACKET_BYTES,
+    MIN_WAIT_S,
+    REFUSED_BACKOFF_S,
+    STEADY_S,
     Connected,
     Disconnected,
     Inbound,
@@ -26,9 +38,11 @@ from edgefleet_agent.link import (
     Message,
     MqttLink,
     Oversized,
+    PacketBound,
 )
 from edgefleet_agent.testing import MemoryLink
 from edgefleet_protocol import codec
+from edgefleet_protocol.errors import TooLargeError
 
 NATS = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which(
     "nats-server"
@@ -175,7 +189,9 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def connect(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., tuple[MqttLink, Heard]]]:
     links: list[MqttLink] = []
 
-    def make(device: str = "cam-1", authority: Authority | None = None) -> tuple[MqttLink, Heard]:
+    def make(
+        device: str = "cam-1", authority: Authority | None = None, **options: Any
+    ) -> tuple[MqttLink, Heard]:
         certificate, key = (authority or broker.authority).issue(device)
         known = identity.Identity(
             identity.Hub(device, "127.0.0.1", broker.port, ""),
@@ -185,7 +201,7 @@ def connect(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., tuple[Mqtt
             b"",
             b"",
         )
-        link, heard = MqttLink(known, jitter=lambda: 0.0), Heard()
+        link, heard = MqttLink(known, jitter=lambda: 0.0, **options), Heard()
         links.append(link)
         link.start(heard.queue.put)
         return link, heard
@@ -274,6 +290,218 @@ def test_an_oversized_message_is_told_and_not_delivered(
     assert heard.next() == Oversized("ef/1/d/cam-1/down/blocks", codec.MAX_MESSAGE_BYTES + 1)
     link.publish("ef/1/fleet/meta/targets", bytes(codec.MAX_MESSAGE_BYTES + 1))
     assert isinstance(heard.next(), Message)
+
+
+@needs_broker
+def test_a_broker_that_lost_its_sessions_is_subscribed_to_anew(
+    broker: Broker, connect: Callable[..., tuple[MqttLink, Heard]]
+) -> None:
+    link, heard = connect()
+    assert heard.next() == Connected()
+    broker.kill()
+    shutil.rmtree(broker.folder / "jetstream")
+    assert isinstance(heard.next(), Disconnected)
+    broker.start()
+    assert heard.next(60.0) == Connected()
+    for topic in ("ef/1/d/cam-1/down/ack", "ef/1/fleet/meta/targets"):
+        link.publish(topic, b"heard")
+        assert heard.next() == Message(topic, b"heard")
+
+
+@needs_broker
+def test_a_broker_that_says_nothing_any_more_is_given_up(
+    broker: Broker, connect: Callable[..., tuple[MqttLink, Heard]]
+) -> None:
+    _, heard = connect(keepalive_s=1)
+    assert heard.next() == Connected()
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGSTOP)
+    assert isinstance(heard.next(10.0), Disconnected)
+    broker.process.send_signal(signal.SIGCONT)
+    assert heard.next(30.0) == Connected()
+
+
+class Pauses(threading.Event):
+    """A stop event that notes for how long it is waited for, and does not wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Queue[float] = Queue()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.asked.put(timeout)
+        return super().wait(0.01)
+
+
+class Puppet:
+    """A TLS server that speaks just enough MQTT to bring a link up, then does as it is told."""
+
+    def __init__(self, authority: Authority, act: Callable[[ssl.SSLSocket], None]) -> None:
+        certificate, key = authority.issue("puppet")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        self._context, self._act = context, act
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listening.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), self._context.wrap_socket(plain, True) as client:
+                client.settimeout(10)
+                client.recv(4096)  # CONNECT
+                client.sendall(bytes([0x20, 2, 0, 0]))  # CONNACK: accepted
+                subscribe = client.recv(4096)
+                client.sendall(bytes([0x90, 4, *subscribe[2:4], 0, 0]))  # SUBACK: both granted
+                self._act(client)
+
+
+@pytest.fixture
+def puppet(tmp_path: Path) -> Iterator[Callable[..., tuple[MqttLink, Heard, Pauses]]]:
+    made: list[tuple[MqttLink, Puppet]] = []
+
+    def make(act: Callable[[ssl.SSLSocket], None], **options: Any) -> Any:
+        authority = Authority(tmp_path)
+        served = Puppet(authority, act)
+        certificate, key = authority.issue("cam-1")
+        hub = identity.Hub("cam-1", "127.0.0.1", served.port, "")
+        known = identity.Identity(hub, key, certificate, authority.ca, b"", b"")
+        link, heard, pauses = MqttLink(known, jitter=lambda: 1.0, **options), Heard(), Pauses()
+        link._stop = pauses
+        made.append((link, served))
+        link.start(heard.queue.put)
+        return link, heard, pauses
+
+    yield make
+    for link, served in made:
+        link.stop()
+        served.close()
+
+
+def test_a_packet_that_announces_too_much_ends_the_connection_before_it_is_held(
+    puppet: Callable[..., tuple[MqttLink, Heard, Pauses]],
+) -> None:
+    sent = threading.Event()
+
+    def announce(client: ssl.SSLSocket) -> None:
+        if not sent.is_set():
+            sent.set()
+            client.sendall(b"\x30\xff\xff\xff\x7f" + bytes(1000))  # a PUBLISH of 256 MiB
+        client.recv(1)  # until the link is gone
+
+    _, heard, _ = puppet(announce)
+    assert heard.next() == Connected()
+    assert heard.next() == Oversized("", 268_435_455)
+    assert isinstance(heard.next(), Disconnected)
+    assert heard.next() == Connected()
+
+
+def test_a_broker_that_drops_every_connection_is_tried_ever_more_slowly(
+    puppet: Callable[..., tuple[MqttLink, Heard, Pauses]],
+) -> None:
+    _, heard, pauses = puppet(lambda _: None)
+    waited = [pauses.asked.get(timeout=20) for _ in range(8)]
+    assert waited == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert heard.next() == Connected()
+
+
+def test_a_connection_that_has_lasted_makes_the_pause_short_again(
+    puppet: Callable[..., tuple[MqttLink, Heard, Pauses]],
+) -> None:
+    now = [0.0]
+    lasted = iter([0.0, STEADY_S - 1, STEADY_S, 0.0, 0.0])
+
+    def last(_: ssl.SSLSocket) -> None:
+        deadline = time.monotonic() + 10
+        while not link._up and time.monotonic() < deadline:
+            time.sleep(0.001)
+        now[0] += next(lasted, 0.0)
+
+    link, _, pauses = puppet(last, monotonic=lambda: now[0])
+    assert [pauses.asked.get(timeout=20) for _ in range(4)] == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_a_pause_is_a_random_part_and_never_nothing(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("cam-1")
+    known = identity.Identity(
+        identity.Hub("cam-1", "127.0.0.1", 1, ""), key, certificate, authority.ca, b"", b""
+    )
+    numbers = iter([0.0, 0.25, 1.0])
+    link = MqttLink(known, jitter=lambda: next(numbers))
+    assert [link._pause_s() for _ in range(3)] == [MIN_WAIT_S, 0.5, 4.0]
+
+
+@needs_broker
+@pytest.mark.parametrize("side", ["device", "broker"])
+def test_a_refused_certificate_is_said_clearly_and_tried_slowly(
+    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other")
+    certificate, key = (other if side == "device" else broker.authority).issue("cam-1")
+    ca = other.ca if side == "broker" else broker.authority.ca
+    hub = identity.Hub("cam-1", "127.0.0.1", broker.port, "")
+    link = MqttLink(identity.Identity(hub, key, certificate, ca, b"", b""), jitter=lambda: 1.0)
+    pauses = link._stop = Pauses()
+    heard = Heard()
+    link.start(heard.queue.put)
+    waited = [pauses.asked.get(timeout=20) for _ in range(4)]
+    link.stop()
+    assert waited == [REFUSED_BACKOFF_S, 30.0, 60.0, 60.0]
+    assert heard.queue.empty()
+    assert "no secure connection to the broker: " in caplog.text
+    assert "look at this device's clock first" in caplog.text
+
+
+def packet(length: int) -> bytes:
+    """Return a PUBLISH packet with a body of that length."""
+    encoded, left = b"", length
+    while True:
+        left, byte = left >> 7, left & 0x7F
+        encoded += bytes([byte | (0x80 if left else 0)])
+        if not left:
+            return b"\x30" + encoded + b"\xff" * length
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), max_size=8),
+    chunks=st.lists(st.integers(1, 200), min_size=1),
+)
+def test_packets_are_followed_however_the_stream_is_cut(
+    lengths: list[int], chunks: list[int]
+) -> None:
+    stream = b"".join(map(packet, lengths))
+    over = next((length for length in lengths if length > 200), None)
+    bound, at, found = PacketBound(200), 0, None
+    for chunk in itertools.cycle(chunks):
+        if at >= len(stream):
+            break
+        try:
+            bound.follow(stream[at : at + chunk])
+        except TooLargeError as error:
+            found = error.size
+            break
+        at += chunk
+    assert found == over
+
+
+def test_the_longest_packet_is_taken_and_one_byte_more_is_not() -> None:
+    bound = PacketBound(MAX_PACKET_BYTES)
+    bound.follow(packet(MAX_PACKET_BYTES))
+    with pytest.raises(TooLargeError):
+        bound.follow(packet(MAX_PACKET_BYTES + 1)[:5])
 
 
 def test_the_fake_link_keeps_the_same_rules() -> None:

@@ -74,7 +74,7 @@ def test_counts_are_those_of_the_contract_bit_for_bit(cells: list[list[float]]) 
     made, windows = recorder(window_rows=len(rows))
     feed(made, rows)
     (window,) = windows
-    np.testing.assert_array_equal(window.totals.counts, sketch.count_rows(FEATURES, rows))
+    np.testing.assert_array_equal(window.counts, sketch.count_rows(FEATURES, rows))
     packed = window.pack(Health())
     np.testing.assert_array_equal(
         sketch.unpack_moments(packed.moments, len(FEATURES))[:, 0], np.isfinite(rows).sum(axis=0)
@@ -99,7 +99,7 @@ def test_a_window_has_exactly_its_rows(window_rows: int) -> None:
     assert [window.totals.rows for window in windows] == [window_rows] * 2
     feed(made, rows[-1:])
     assert [window.totals.rows for window in windows] == [window_rows] * 3
-    total = sum(window.totals.counts for window in windows)
+    total = sum(window.counts for window in windows)
     np.testing.assert_array_equal(total, sketch.count_rows(FEATURES, rows))
 
 
@@ -212,7 +212,7 @@ def test_rows_of_many_threads_are_all_counted() -> None:
     for thread in threads:
         thread.join()
     assert windows[0].totals.rows == 4000
-    assert windows[0].totals.counts[0].sum() == 4000
+    assert windows[0].counts[0].sum() == 4000
 
 
 def test_a_report_of_eighteen_columns_weighs_at_most_two_and_a_half_kilobytes() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgefleet_agent.errors import StoreError
 from edgefleet_agent.testing import Bundle, HubDouble, Repository, Rig
 from edgefleet_agent.trust import SETTLE_S, Accepted, MetadataRefusedError, Trust, Waiting
 from edgefleet_protocol import codec
@@ -412,10 +411,41 @@ def test_a_role_over_its_limit_is_refused_before_it_is_kept(device: Device) -> N
     assert caught.value.reason == "too-large"
 
 
-def test_damaged_counters_stop_the_agent_with_what_to_do(device: Device) -> None:
+def test_one_damaged_generation_of_the_counters_is_made_up_for_by_the_other(
+    device: Device, hub: HubDouble, bundle: Make
+) -> None:
+    target = hub.release(bundle(), 1)
+    device.images()
+    old = hub.assignment(target)
+    accepted(device.judge(old))
+    accepted(device.judge(hub.assignment(target)))
+    accepted(device.judge(hub.assignment(target)))
     (device.folder / "counters.json").write_bytes(b"")
-    with pytest.raises(StoreError, match=r"Enrol this device again with --force"):
-        device.restart()
+    device.restart()
+    device.images()
+    assert device.trust.sequence == 2
+    assert device.refusal(old) == ("assignment", "rollback")
+
+
+@pytest.mark.parametrize("how", ["zeroed", "deleted"])
+def test_without_any_counters_no_assignment_is_accepted(
+    device: Device, hub: HubDouble, bundle: Make, how: str
+) -> None:
+    target = hub.release(bundle(), 1)
+    device.images()
+    accepted(device.judge(hub.assignment(target)))
+    for path in device.folder.glob("counters.json*"):
+        path.unlink() if how == "deleted" else path.write_bytes(bytes(10))
+    device.restart()
+    device.images()
+    assert device.refusal(hub.assignment(target)) == ("assignment", "counters-lost")
+
+
+def test_what_tuf_was_writing_when_the_device_died_is_cleared_away(device: Device) -> None:
+    leftover = device.folder / "image" / "tmpabc123"
+    leftover.write_bytes(b"half")
+    device.restart()
+    assert not leftover.exists()
 
 
 def test_the_sequence_is_on_disk_before_the_assignment_is_acted_on(

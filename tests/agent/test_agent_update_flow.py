@@ -226,7 +226,11 @@ def test_a_candidate_not_proven_at_its_deadline_is_rolled_back(
     device.later(59.5)
     assert device.steps() == {"colours": "active"}
     device.later(0.5)
-    assert outcomes(hub)[1] == (2, "rolled_back", "no end of active in time")
+    assert outcomes(hub)[1] == (
+        2,
+        "rolled_back",
+        "no end of active in time: not proven within 60 s",
+    )
     assert [slot.release for slot in device.state.serving] == [1]
 
 
@@ -429,7 +433,7 @@ def test_a_download_without_progress_fails_after_its_stall_time_of_connection(
     device.later(99.5)
     assert device.steps() == {"colours": "fetching"}
     device.later(0.5)
-    assert outcomes(hub) == [(1, "failed", "no end of fetching in time")]
+    assert outcomes(hub) == [(1, "failed", "no end of fetching in time: no new block within 100 s")]
 
 
 def test_at_most_sixteen_blocks_are_unanswered(

@@ -1,19 +1,20 @@
 """The update table: every transition, what serves when, and what is refused."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from edgefleet_agent import update
 from edgefleet_agent.errors import TransitionError
+from edgefleet_agent.journal import Assigned, Installed, Journal, Order
 from edgefleet_agent.update import (
+    MAX_FAILURES,
     MAX_STARTS,
     TABLE,
-    Assigned,
     Event,
-    Installed,
-    Journal,
-    Order,
     Plan,
     advance,
     begin,
@@ -72,7 +73,7 @@ def test_the_release_before_serves_until_the_candidate_is_active(step: Step) -> 
 
 def test_an_active_candidate_serves_and_the_release_before_is_kept() -> None:
     journal = at(Step.ACTIVE)
-    assert journal.serving == Installed(assigned(2).slot, ORDER)
+    assert journal.serving == Installed(assigned(2).slot, ORDER, attempt=2)
     assert journal.kept is not None
     assert journal.kept.slot.release == 1
     assert journal.floor == 1
@@ -175,20 +176,127 @@ def test_other_running_orders_reach_the_attempt_and_the_current_release() -> Non
     assert update.reordered(journal, order) is journal
 
 
-@given(st.lists(st.sampled_from(list(Event)), max_size=30))
-def test_whatever_happens_the_floor_never_falls_and_a_confirmed_release_stays(
-    events: list[Event],
+def test_every_step_that_can_wait_has_a_deadline() -> None:
+    assert set(update.DEADLINES) == set(Step) - FINAL_STEPS - {Step.IDLE}
+    named = {limit for limits in update.DEADLINES.values() for limit in limits}
+    assert named == set(update.Limit)
+    for limit in update.Limit:
+        assert update.limit_s(limit, ORDER, fetch_stall_s=1.0, trial_timeout_s=1.0) > 0
+
+
+def failed(journal: Journal, times: int, at: float = 0.0) -> Journal:
+    for number in range(10, 10 + times):
+        journal = advance(begin(journal, assigned(2, number), at), Event.BROKE, "broken")
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("times", "later_s", "step"),
+    [
+        (MAX_FAILURES - 1, 0.0, Step.FETCHING),
+        (MAX_FAILURES, 0.0, Step.REJECTED),
+        (MAX_FAILURES, update.DAY_S - 1, Step.REJECTED),
+        (MAX_FAILURES, update.DAY_S, Step.FETCHING),
+        (MAX_FAILURES, -1e9, Step.REJECTED),  # a clock that was set back makes nothing new
+    ],
+)
+def test_a_manifest_is_tried_a_bounded_number_of_times_a_day(
+    times: int, later_s: float, step: Step
+) -> None:
+    journal = begin(failed(confirmed(1), times), assigned(2, 99), later_s)
+    assert journal.attempt is not None
+    assert journal.attempt.step is step
+    other = begin(failed(confirmed(1), times), assigned(3, 99), 0.0)
+    assert other.attempt is not None
+    assert other.attempt.step is Step.FETCHING
+
+
+def test_a_confirmation_forgets_the_failures_before_it() -> None:
+    journal = failed(confirmed(1), MAX_FAILURES - 1)
+    journal = begin(journal, assigned(2, 50), 0.0)
+    for event in (Event.FETCHED, Event.VERIFIED, Event.PASSED, Event.PROVEN):
+        journal = advance(journal, event)
+    assert journal.failures == ()
+
+
+def test_going_back_takes_the_release_before_and_keeps_floor_and_result() -> None:
+    journal = begin(confirmed(1), assigned(2), 0.0)
+    for event in (Event.FETCHED, Event.VERIFIED, Event.PASSED, Event.PROVEN):
+        journal = advance(journal, event)
+    back = update.gone_back(journal, "why")
+    assert (back.current and back.current.slot.release, back.previous, back.floor) == (1, None, 2)
+    assert back.attempt == journal.attempt
+    with pytest.raises(TransitionError, match="m has no release before this one to go back to"):
+        update.gone_back(back, "why")
+
+
+def test_going_back_from_an_unconfirmed_release_rolls_it_back() -> None:
+    journal = update.gone_back(at(Step.ACTIVE), "why")
+    assert journal.attempt is not None
+    assert (journal.attempt.step, journal.attempt.reason) == (Step.ROLLED_BACK, "why")
+
+
+def test_going_back_ends_an_update_that_is_under_way() -> None:
+    journal = begin(confirmed(1), assigned(2), 0.0)
+    for event in (Event.FETCHED, Event.VERIFIED, Event.PASSED, Event.PROVEN):
+        journal = advance(journal, event)
+    journal = update.gone_back(begin(journal, assigned(3), 0.0), "why")
+    assert journal.attempt is not None
+    assert journal.attempt.step is Step.SUPERSEDED
+    assert (journal.current and journal.current.slot.release) == 1
+
+
+def test_the_suspect_of_crashes_is_the_challenger_and_then_the_newest_release() -> None:
+    old, new = confirmed(1), structs.replace(confirmed(7), model="new")
+    beside = structs.replace(confirmed(3), lane="challenger")
+    assert update.suspect([old, new, beside]) is beside
+    assert update.suspect([old, new]) is new
+    assert update.suspect([Journal("m")]) is None
+
+
+@given(st.lists(st.sampled_from([*Event, "begin", "back", "damage", "restart"]), max_size=40))
+def test_whatever_happens_the_floor_never_falls_and_something_verified_serves(
+    events: list[str],
 ) -> None:
     journal, release = confirmed(1), 1
+    results: dict[int, set[Step]] = {}
     for event in events:
-        floor = journal.floor
+        floor, before = journal.floor, journal.attempt
         try:
-            journal = advance(journal, event)
-        except TransitionError:
-            if journal.attempt and journal.attempt.is_final:
+            if event == "begin":
                 release += 1
                 journal = begin(journal, assigned(release), 0.0)
+            elif event == "back":
+                journal = update.gone_back(journal, "")
+            elif event == "damage" and journal.previous:
+                journal = update.damaged(journal, "")
+            elif event == "restart":
+                journal = update.restarted(journal)
+            elif event in set(Event) - {Event.DAMAGED}:  # that one is `damage`
+                journal = advance(journal, Event(event))
+        except TransitionError:
+            assert journal.attempt is before
+        attempt = journal.attempt
+        assert attempt is not None
+        if attempt.is_final:
+            results.setdefault(attempt.number, set()).add(attempt.step)
+        assert before is None or attempt.number >= before.number
         assert journal.floor >= floor
         assert journal.serving is not None
         assert journal.current is not None
         assert journal.current.slot.manifest in journal.manifests
+        assert journal.serving.slot.release <= release
+
+
+@given(st.lists(st.sampled_from(list(Event)), max_size=30))
+def test_without_damage_an_attempt_ends_once_and_for_good(events: list[Event]) -> None:
+    journal = begin(confirmed(1), assigned(2), 0.0)
+    ended: Step | None = None
+    for event in events:
+        if event is Event.DAMAGED:
+            continue
+        with contextlib.suppress(TransitionError):
+            journal = advance(journal, event)
+        assert journal.attempt is not None
+        assert ended in (None, journal.attempt.step)
+        ended = journal.attempt.step if journal.attempt.is_final else None

@@ -1,18 +1,14 @@
-"""The agent as an application runs it: threads, a replayed file, a clean stop, logs and health."""
+"""The agent as an application runs it: threads, a replayed file, a clean stop and health."""
 
-import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edgefleet_agent import logs
 from edgefleet_agent.agent import Agent
 from edgefleet_agent.config import Config, Source
 from edgefleet_agent.errors import EnrolmentError, StoreError
-from edgefleet_agent.health import HealthMeter
 from edgefleet_agent.inbox import MAX_NETWORK_BYTES, Inbox
 from edgefleet_agent.testing import Bundle, HubDouble, MemoryLink
 from edgefleet_protocol.messages import Result, Window
@@ -100,36 +96,3 @@ def test_an_inbox_bounds_the_network_and_never_the_agent_itself() -> None:
     inbox.put("room again", MAX_NETWORK_BYTES)
     assert bool(inbox)
     assert inbox.get(0) == "room again"
-
-
-def test_health_is_of_this_machine(tmp_path: Path) -> None:
-    health = HealthMeter(tmp_path).read()
-    assert health.memory_bytes is not None
-    assert 10 << 20 < health.memory_bytes < 10 << 30
-    assert health.disk_free_bytes is not None
-    assert health.uptime_s is not None
-    assert health.uptime_s > 0
-
-
-@pytest.mark.parametrize("as_json", [True, False])
-def test_a_log_message_is_one_line(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        logs.set_up(as_json=as_json)
-        logging.getLogger("edgefleet_agent.test").info("hello %s", "device")
-        logging.getLogger("other").info("not ours")
-        try:
-            raise ValueError("why")
-        except ValueError:
-            logging.getLogger("edgefleet_agent.test").exception("failed")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-    lines = capsys.readouterr().err.splitlines()
-    if as_json:
-        first, second = (json.loads(line) for line in lines)
-        assert (first["level"], first["message"]) == ("info", "hello device")
-        assert "ValueError: why" in second["traceback"]
-    else:
-        assert lines[0].endswith(" INFO    hello device")

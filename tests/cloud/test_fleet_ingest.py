@@ -404,3 +404,11 @@ def test_refused_image_metadata_asks_for_it_again(services):
 def test_what_a_device_says_of_its_own_storage_opens_an_incident_of_that_kind(services):
     take(services, report(Refusal("journal", "damaged", "cannot be read")))
     assert [incident.kind for incident in incidents(services)] == ["device-storage"]
+
+
+def test_a_device_that_left_its_release_opens_an_incident_of_its_own(services):
+    text = "release 2 of digits was left by a person: the door stays shut"
+    take(services, report(Refusal("release", "rolled-back-here", text, "a" * 64)))
+    (incident,) = incidents(services)
+    assert incident.kind == "device-went-back"
+    assert "has left its release (rolled-back-here): release 2 of digits" in incident.text

@@ -7,8 +7,11 @@ Rules:
 2. A refused assignment opens an incident, and the right one is published again: what the device
    saw may have been replayed or damaged on the way.
 3. Refused image metadata likewise.
-4. What a device says of its own storage (a damaged journal or outbox) opens an incident too.
-5. At most one incident is open for a kind, device and digest, however often it is reported. A
+4. A device that has left its confirmed release (a person at the device went back, or it crashed
+   again and again) opens an incident: it runs something else than it is to run.
+5. What a device says of its own storage or agent (a damaged journal, work that hangs) opens an
+   incident too.
+6. At most one incident is open for a kind, device and digest, however often it is reported. A
    device that refuses the right assignment too is not sent it more often than every 30 s.
 """
 
@@ -29,7 +32,8 @@ PUBLISH_AGAIN_S = 30.0
 Copy = Literal["intact", "damaged", "absent"]
 _METADATA = {ASSIGNMENT: "refused-assignment", IMAGE_METADATA: "refused-metadata"}
 _ARTIFACT = {"artifact block": "refused-artifact", "bundle": "refused-artifact"}
-_KINDS = _METADATA | _ARTIFACT
+_RELEASE = "release"
+_KINDS = _METADATA | _ARTIFACT | {_RELEASE: "device-went-back", "agent": "device-agent"}
 _OTHER_KIND = "device-storage"
 
 
@@ -94,6 +98,13 @@ def _open(session: Session, kind: str, device_id: str, subject: str, text: str, 
 
 
 def _text(device_id: str, refusal: Refusal, copies: Mapping[str, Copy]) -> str:
+    if refusal.what == _RELEASE:
+        return (
+            f"device {device_id!r} has left its release ({refusal.reason}): {refusal.text}. It"
+            f" runs the one before. Roll out a version that is right there. {refusal.digest}"
+        )
+    if refusal.what == "agent":
+        return f"device {device_id!r}: {refusal.text}. Look at the agent's log there"
     said = f"device {device_id!r} refused {refusal.what} ({refusal.reason}): {refusal.text}"
     if refusal.what in _METADATA:
         return f"{said}. The right one is published again."

@@ -19,13 +19,18 @@ WEIGHTS = np.array(
 BIAS = np.array([0.1, 0.0, -0.1], np.float32)
 
 
-def save(name: str, nodes: list[onnx.NodeProto], initializers: dict[str, np.ndarray]) -> None:
+def save(
+    name: str,
+    nodes: list[onnx.NodeProto],
+    initializers: dict[str, np.ndarray],
+    rows: str | int = "n",
+) -> None:
     """Write one ONNX model with the input `x` (n, 4) and the output `probabilities` (n, 3)."""
     graph = helper.make_graph(
         nodes,
         name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 4])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [rows, 3])],
         [numpy_helper.from_array(value, key) for key, value in initializers.items()],
     )
     model = helper.make_model(
@@ -48,6 +53,8 @@ def onnx_models() -> None:
     weights = {"w": WEIGHTS, "b": BIAS}
     save("classifier", classifier(), weights)
     save("inverted", classifier(-1.0), weights)
+    # Takes two rows a call, no more and no fewer.
+    save("pairs", classifier(), weights, rows=2)
     # Not finite where the first column is above 100: right on golden vectors, wrong in the field.
     save(
         "brittle",
