@@ -21,15 +21,17 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from edgefleet_agent import files, health, identity, refresh, runtimes
+from edgefleet_agent import files, runtimes
 from edgefleet_agent.config import Config, detect_board
+from edgefleet_agent.downloading.slots import Slots
 from edgefleet_agent.engine import Engine
+from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.link import Link, MqttLink
+from edgefleet_agent.operating import health
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.serving import Model
-from edgefleet_agent.slots import Slots
 from edgefleet_agent.sources import ReplaySource
-from edgefleet_agent.trust import Trust
+from edgefleet_agent.trusting import identity, refresh
+from edgefleet_agent.trusting.trust import Trust
 from edgefleet_protocol.profiles import DeviceProfile
 
 if TYPE_CHECKING:

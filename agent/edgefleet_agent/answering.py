@@ -23,8 +23,8 @@ from msgspec import Struct
 
 from edgefleet_agent.config import LocalTopic
 from edgefleet_agent.errors import AgentError
-from edgefleet_agent.prediction import Cell, Prediction
-from edgefleet_agent.serving import Model
+from edgefleet_agent.inference.prediction import Cell, Prediction
+from edgefleet_agent.inference.serving import Model
 from edgefleet_protocol.errors import MalformedError, ProtocolError
 
 log = logging.getLogger(__name__)

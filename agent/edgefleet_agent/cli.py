@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgefleet_agent import __version__, config, logs
+from edgefleet_agent import __version__, config
 from edgefleet_agent.errors import (
     AgentError,
     ClaimRefusedError,
@@ -28,6 +28,7 @@ from edgefleet_agent.errors import (
     HubUnreachableError,
     StoreError,
 )
+from edgefleet_agent.operating import logs
 
 log = logging.getLogger("edgefleet_agent")
 
@@ -137,8 +138,9 @@ def _own_store(options: argparse.Namespace) -> config.Config:
 
 def _enrol(options: argparse.Namespace) -> int:
     # Modules that cost time to import are imported by the command that needs them.
-    from edgefleet_agent import enrolment, files
+    from edgefleet_agent import files
     from edgefleet_agent.agent import device_profile
+    from edgefleet_agent.trusting import enrolment
 
     settings = _own_store(options)
     claim = enrolment.parse_claim(options.token)
@@ -159,7 +161,8 @@ def _enrol(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edgefleet_agent import identity, supervision
+    from edgefleet_agent.operating import supervision
+    from edgefleet_agent.trusting import identity
 
     settings = _own_store(options)
     known = identity.load(settings.folder)
@@ -193,7 +196,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from edgefleet_agent import offline
+    from edgefleet_agent.operating import offline
 
     found = offline.status(_load(options))
     code = EXIT_FAILED if options.running and found["running"] is False else EXIT_OK
@@ -214,7 +217,7 @@ def _status(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import msgspec
 
-    from edgefleet_agent import doctor, probes
+    from edgefleet_agent.operating import doctor, probes
 
     overrides = {"store": options.store}
     found = doctor.findings(probes.look(options.config, overrides, deep=options.deep))
@@ -229,7 +232,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    from edgefleet_agent import offline
+    from edgefleet_agent.operating import offline
 
     who = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"user {os.getuid()}"
     reason = f"rolled back on the device by {who}"
@@ -293,7 +296,7 @@ def _ago(at: float | None) -> str:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from edgefleet_agent import offline
+    from edgefleet_agent.operating import offline
     from edgefleet_protocol.errors import ProtocolError
 
     try:

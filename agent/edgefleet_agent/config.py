@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field, inspect
 
-from edgefleet_agent import maintenance
 from edgefleet_agent.errors import ConfigError
 from edgefleet_agent.server import address
+from edgefleet_agent.updating import maintenance
 from edgefleet_protocol.manifest import Runtime
 from edgefleet_protocol.profiles import BOARDS
 

@@ -19,24 +19,31 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgefleet_agent import __version__, byhand
-from edgefleet_agent.attempts import Attempts
+from edgefleet_agent import __version__
 from edgefleet_agent.config import Config
+from edgefleet_agent.downloading.slots import Slots
 from edgefleet_agent.errors import AgentError, StoreError, TransitionError
-from edgefleet_agent.health import HealthMeter
 from edgefleet_agent.inbox import Inbox
-from edgefleet_agent.journal import Assigned
+from edgefleet_agent.inference.samples import DailyQuota, SampleDesk, load_redaction
+from edgefleet_agent.inference.serving import Model
+from edgefleet_agent.inference.sketching import ClosedWindow
 from edgefleet_agent.link import Connected, Disconnected, Inbound, Link, Message, Oversized
+from edgefleet_agent.operating.health import HealthMeter
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.samples import DailyQuota, SampleDesk, load_redaction
-from edgefleet_agent.serving import Model
-from edgefleet_agent.sketching import ClosedWindow
-from edgefleet_agent.slots import Slots
-from edgefleet_agent.starts import GOOD_S, Starts
-from edgefleet_agent.surroundings import Surroundings
-from edgefleet_agent.trust import ASSIGNMENT, IMAGE_METADATA, MetadataRefusedError, Trust, Waiting
-from edgefleet_agent.update import MAX_STARTS
-from edgefleet_agent.work import Done
+from edgefleet_agent.trusting.trust import (
+    ASSIGNMENT,
+    IMAGE_METADATA,
+    MetadataRefusedError,
+    Trust,
+    Waiting,
+)
+from edgefleet_agent.updating import byhand
+from edgefleet_agent.updating.attempts import Attempts
+from edgefleet_agent.updating.journal import Assigned
+from edgefleet_agent.updating.starts import GOOD_S, Starts
+from edgefleet_agent.updating.surroundings import Surroundings
+from edgefleet_agent.updating.update import MAX_STARTS
+from edgefleet_agent.updating.work import Done
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import ProtocolError, RefusedError
 from edgefleet_protocol.messages import (

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from edgefleet_agent.identity import Identity
+from edgefleet_agent.trusting.identity import Identity
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import TooLargeError
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgefleet_agent import tables
 from edgefleet_agent.config import Source
 from edgefleet_agent.errors import AgentError, NotServingError
-from edgefleet_agent.serving import Cell, Model
+from edgefleet_agent.inference.serving import Cell, Model
 from edgefleet_agent.tables import Table
 from edgefleet_protocol.errors import ProtocolError
 from edgefleet_protocol.rows import Rows, row_count

@@ -21,11 +21,11 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from edgefleet_agent import identity, tufclient
 from edgefleet_agent.agent import build_engine
 from edgefleet_agent.config import Config
-from edgefleet_agent.journal import key_of
 from edgefleet_agent.link import Connected, Deliver, Disconnected, Message, Oversized, fits
+from edgefleet_agent.trusting import identity, tufclient
+from edgefleet_agent.updating.journal import key_of
 from edgefleet_protocol import blocks, codec, golden, manifest, sketch, topics
 from edgefleet_protocol import rows as rows_
 from edgefleet_protocol.identifiers import digest_of

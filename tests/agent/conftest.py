@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgefleet_agent.testing import Bundle, HubDouble, Rig, make_bundle
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 
 MODELS = Path(__file__).parent / "models"
 WEIGHTS = np.array([[2.0, -1.0, 0.0], [0.0, 2.0, -1.0], [-1.0, 0.0, 2.0], [0.5, 0.5, -1.0]])

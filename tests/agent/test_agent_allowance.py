@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefleet_agent.allowance import (
+from edgefleet_agent.config import Network
+from edgefleet_agent.downloading.allowance import (
     ASK_AGAIN_S,
     DAY_S,
     NAME,
@@ -19,7 +20,6 @@ from edgefleet_agent.allowance import (
     LinkClass,
     link_class,
 )
-from edgefleet_agent.config import Network
 from edgefleet_agent.errors import ConfigError
 from edgefleet_agent.testing import Clock
 from edgefleet_protocol.blocks import BLOCK_BYTES

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from edgefleet_agent import byhand, cli, files, health, logs, offline
+from edgefleet_agent import cli, files
 from edgefleet_agent.config import Config
 from edgefleet_agent.errors import StoreError
+from edgefleet_agent.operating import health, logs, offline
 from edgefleet_agent.testing import Bundle, HubDouble, Rig
+from edgefleet_agent.updating import byhand
 from edgefleet_protocol.messages import Refusal
 
 Make = Callable[..., Bundle]

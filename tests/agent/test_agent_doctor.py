@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgefleet_agent import doctor, files, health, identity, offline, probes
-from edgefleet_agent.doctor import Finding
-from edgefleet_agent.facts import (
+from edgefleet_agent import files
+from edgefleet_agent.operating import doctor, health, offline, probes
+from edgefleet_agent.operating.doctor import Finding
+from edgefleet_agent.operating.facts import (
     Clock,
     Endpoint,
     Facts,
@@ -30,6 +31,7 @@ from edgefleet_agent.facts import (
     Store,
 )
 from edgefleet_agent.testing import Bundle, HubDouble, Rig
+from edgefleet_agent.trusting import identity
 
 MIB = 1024 * 1024
 NOW = datetime(2026, 6, 1, tzinfo=UTC).timestamp()

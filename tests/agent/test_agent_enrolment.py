@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgefleet_agent import cli, enrolment, identity
+from edgefleet_agent import cli
 from edgefleet_agent.errors import ConfigError, EnrolmentError
 from edgefleet_agent.testing import Repository
+from edgefleet_agent.trusting import enrolment, identity
 
 SECRET = "A" * 43
 

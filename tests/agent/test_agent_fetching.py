@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgefleet_agent import storage
 from edgefleet_agent.config import Config, Network, Storage
-from edgefleet_agent.engine import MAX_WAIT_S
-from edgefleet_agent.errors import StoreError
-from edgefleet_agent.fetching import (
+from edgefleet_agent.downloading import storage
+from edgefleet_agent.downloading.fetching import (
     FIRST_RETRY_S,
     LAST_RETRY_S,
     MAX_UNAVAILABLE,
@@ -19,9 +17,11 @@ from edgefleet_agent.fetching import (
     Fetch,
     Opened,
 )
-from edgefleet_agent.journal import Assigned, Order
-from edgefleet_agent.slots import Slots
+from edgefleet_agent.downloading.slots import Slots
+from edgefleet_agent.engine import MAX_WAIT_S
+from edgefleet_agent.errors import StoreError
 from edgefleet_agent.testing import Bundle, HubDouble, Rig, padded_onnx
+from edgefleet_agent.updating.journal import Assigned, Order
 from edgefleet_protocol import blocks
 from edgefleet_protocol.errors import MalformedError, RefusedError
 from edgefleet_protocol.manifest import Manifest

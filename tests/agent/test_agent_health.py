@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefleet_agent import health
-from edgefleet_agent.health import HealthMeter
+from edgefleet_agent.operating import health
+from edgefleet_agent.operating.health import HealthMeter
 from edgefleet_agent.testing import Clock
 
 FIRMWARE = "devices/platform/soc/soc:firmware/get_throttled"

@@ -25,7 +25,6 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefleet_agent import identity
 from edgefleet_agent.link import (
     MAX_PACKET_BYTES,
     MIN_WAIT_S,
@@ -41,6 +40,7 @@ from edgefleet_agent.link import (
     PacketBound,
 )
 from edgefleet_agent.testing import MemoryLink
+from edgefleet_agent.trusting import identity
 from edgefleet_protocol import codec
 from edgefleet_protocol.errors import TooLargeError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgefleet_agent import logs
 from edgefleet_agent.config import Logs
+from edgefleet_agent.operating import logs
 from edgefleet_agent.testing import Clock
 
 TOKEN = f"ef1.cam-01.{'s' * 43}.{'a' * 64}"

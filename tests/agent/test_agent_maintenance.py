@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefleet_agent.errors import ConfigError
-from edgefleet_agent.maintenance import Windows
+from edgefleet_agent.updating.maintenance import Windows
 
 # 2026-11-21 is a Saturday.
 SATURDAY = datetime(2026, 11, 21)

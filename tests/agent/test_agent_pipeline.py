@@ -22,8 +22,8 @@ from edgefleet_agent.answering import (
 )
 from edgefleet_agent.config import LocalBroker, LocalTopic
 from edgefleet_agent.errors import ConfigError
+from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.pipeline import Pipeline
-from edgefleet_agent.serving import Model
 from edgefleet_agent.testing import Bundle, Clock, HubDouble, Rig
 from edgefleet_protocol.errors import MalformedError
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edgefleet_agent import runtimes
+from edgefleet_agent.downloading.slots import Slots
 from edgefleet_agent.errors import InferenceError, ModelError
 from edgefleet_agent.runtimes import engines, execution, onnx
 from edgefleet_agent.runtimes.execution import CPU, CUDA, TENSORRT, How
-from edgefleet_agent.slots import Slots
 from edgefleet_protocol.manifest import Signature, Tensor
 
 MIB = 1024 * 1024

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgefleet_agent.config import Config, SampleConsent
 from edgefleet_agent.errors import ConfigError, StoreError
-from edgefleet_agent.samples import (
+from edgefleet_agent.inference.samples import (
     DAY_S,
     MAX_WINDOWS_AT_ONCE,
     QUOTA_NAME,
@@ -26,7 +26,7 @@ from edgefleet_agent.samples import (
     load_redaction,
 )
 from edgefleet_agent.testing import CLASSES, COLUMNS, Bundle, Clock, HubDouble, Rig
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from edgefleet_protocol.messages import Samples, Slot
 from edgefleet_protocol.sketch import Feature
 from edgefleet_protocol.trust import SamplePolicy

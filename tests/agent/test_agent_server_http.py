@@ -22,7 +22,7 @@ import pytest
 
 from edgefleet_agent.config import Server
 from edgefleet_agent.errors import InferenceError, NotServingError, ServerError
-from edgefleet_agent.prediction import Inference
+from edgefleet_agent.inference.prediction import Inference
 from edgefleet_agent.server import application, listener
 from edgefleet_agent.server.address import Tcp, Unix
 from edgefleet_agent.server.application import Application

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from msgspec import Raw
 
 from edgefleet_agent.config import Config, LocalBroker, LocalTopic, Server
-from edgefleet_agent.prediction import Inference
+from edgefleet_agent.inference.prediction import Inference
 from edgefleet_agent.server import address, datatypes, encodings, replies, requests
 from edgefleet_agent.server.address import Tcp, is_local_name
 from edgefleet_agent.server.refusal import RequestError, shown

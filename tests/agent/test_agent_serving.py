@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefleet_agent.challenger import QUEUE_CALLS
 from edgefleet_agent.errors import InferenceError, NotServingError
+from edgefleet_agent.inference.challenger import QUEUE_CALLS
+from edgefleet_agent.inference.serving import Challenger, Model, Served
+from edgefleet_agent.inference.sketching import ClosedWindow, Recorder
+from edgefleet_agent.inference.watch import RUN_CALLS, Watch
 from edgefleet_agent.runtimes import Given, Outputs, Scores
-from edgefleet_agent.serving import Challenger, Model, Served
-from edgefleet_agent.sketching import ClosedWindow, Recorder
-from edgefleet_agent.watch import RUN_CALLS, Watch
 from edgefleet_protocol import sketch
 from edgefleet_protocol.errors import MalformedError
 from edgefleet_protocol.manifest import SUMMARIES, Signature, Tensor
@@ -402,7 +402,9 @@ def test_a_candidate_over_its_latency_budget_is_replaced_within_the_same_call(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(100_000))
-    monkeypatch.setattr("edgefleet_agent.served.time.perf_counter", lambda: next(now) / 1e3)
+    monkeypatch.setattr(
+        "edgefleet_agent.inference.served.time.perf_counter", lambda: next(now) / 1e3
+    )
     old = place.served(sure(0.75))
     # Each call takes one tick: 1000 µs.
     place.model.serve(place.served(sure(0.5), 2), old, watch(10_000, max_latency_us=999))

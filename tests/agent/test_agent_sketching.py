@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgefleet_agent.sketching import FLUSH_ROWS, MAX_RECENT_ROWS, ClosedWindow, Recorder
+from edgefleet_agent.inference.sketching import FLUSH_ROWS, MAX_RECENT_ROWS, ClosedWindow, Recorder
 from edgefleet_protocol import codec, sketch
 from edgefleet_protocol.messages import Health, Report, Slot
 from edgefleet_protocol.sketch import Feature, ReferenceProfile

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import zstandard
 
-from edgefleet_agent import storage
 from edgefleet_agent.config import Storage
+from edgefleet_agent.downloading import storage
+from edgefleet_agent.downloading.slots import Slots
+from edgefleet_agent.downloading.storage import NoRoomError, Why
 from edgefleet_agent.errors import StoreError
-from edgefleet_agent.journal import Assigned, Journal, Order
-from edgefleet_agent.slots import Slots
-from edgefleet_agent.storage import NoRoomError, Why
 from edgefleet_agent.testing import Bundle
-from edgefleet_agent.update import Event, advance, begin
+from edgefleet_agent.updating.journal import Assigned, Journal, Order
+from edgefleet_agent.updating.update import Event, advance, begin
 from edgefleet_protocol import blocks, manifest
 from edgefleet_protocol.errors import MalformedError
 from edgefleet_protocol.identifiers import digest_of

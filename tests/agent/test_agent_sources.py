@@ -12,7 +12,7 @@ import pytest
 from edgefleet_agent import tables
 from edgefleet_agent.config import Source
 from edgefleet_agent.errors import SourceError
-from edgefleet_agent.serving import Model, Prediction
+from edgefleet_agent.inference.serving import Model, Prediction
 from edgefleet_agent.sources import ReplaySource
 from edgefleet_protocol.manifest import Signature, Tensor
 from edgefleet_protocol.messages import Slot

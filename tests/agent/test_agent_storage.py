@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefleet_agent.config import Storage
-from edgefleet_agent.storage import LEFTOVER_BYTES, Disk, Held, NoRoomError, Why, room, surplus
+from edgefleet_agent.downloading.storage import (
+    LEFTOVER_BYTES,
+    Disk,
+    Held,
+    NoRoomError,
+    Why,
+    room,
+    surplus,
+)
 
 MIB = 1024 * 1024
 HELD = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefleet_agent.supervision import Supervisor, Watchdog
+from edgefleet_agent.operating.supervision import Supervisor, Watchdog
 from edgefleet_agent.testing import Clock, HubDouble, Rig
 
 DEADLINE_S = 20.0

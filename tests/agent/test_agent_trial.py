@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgefleet_agent import trial, trial_child
 from edgefleet_agent.testing import Bundle
-from edgefleet_agent.trial import Request, Verdict
+from edgefleet_agent.updating import trial, trial_child
+from edgefleet_agent.updating.trial import Request, Verdict
 from edgefleet_protocol.manifest import unpack_file
 
 Make = Callable[..., Bundle]
@@ -237,8 +237,8 @@ def test_a_child_left_behind_is_collected_once_it_ends(
 
 LIMITS = """
 import json, os, resource, sys
-from edgefleet_agent import trial_child
-from edgefleet_agent.trial import Request
+from edgefleet_agent.updating import trial_child
+from edgefleet_agent.updating.trial import Request
 before = os.nice(0)
 trial_child._limit_process(Request("", "", "", 60.0, 1))
 names = ("CORE", "FSIZE", "NOFILE", "NPROC")
@@ -266,8 +266,8 @@ ORPHAN = """
 import subprocess, sys, time
 code = '''
 import time
-from edgefleet_agent import trial_child
-from edgefleet_agent.trial import Request
+from edgefleet_agent.updating import trial_child
+from edgefleet_agent.updating.trial import Request
 trial_child._limit_process(Request("", "", "", 60.0, 1))
 print("ready", flush=True)
 time.sleep(60)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edgefleet_agent.testing import Bundle, HubDouble, Repository, Rig
-from edgefleet_agent.trust import SETTLE_S, Accepted, MetadataRefusedError, Trust, Waiting
+from edgefleet_agent.trusting.trust import SETTLE_S, Accepted, MetadataRefusedError, Trust, Waiting
 from edgefleet_protocol import codec
 from edgefleet_protocol.messages import Assignment, Refusal, Result, SyncRequest
 from edgefleet_protocol.trust import DirectorTarget, target_path

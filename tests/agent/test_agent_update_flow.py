@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefleet_agent import files, slots
+from edgefleet_agent import files
 from edgefleet_agent.config import Budgets, Config
+from edgefleet_agent.downloading import slots
 from edgefleet_agent.errors import InferenceError, NotServingError
 from edgefleet_agent.testing import Bundle, HubDouble, Rig, padded_onnx
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from edgefleet_protocol import blocks, codec, topics
 from edgefleet_protocol.messages import (
     Ack,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgefleet_agent.testing import Bundle, HubDouble, Rig
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from edgefleet_protocol.messages import BlockRequest, Refusal, Result, Window
 from edgefleet_protocol.trust import DirectorTarget
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgefleet_agent import update
 from edgefleet_agent.config import Budgets, Config, Maintenance, Network
-from edgefleet_agent.starts import GOOD_S
 from edgefleet_agent.testing import Bundle, Clock, HubDouble, Rig
-from edgefleet_agent.trial import Verdict
-from edgefleet_agent.work import MAX_GIVEN_UP
+from edgefleet_agent.updating import update
+from edgefleet_agent.updating.starts import GOOD_S
+from edgefleet_agent.updating.trial import Verdict
+from edgefleet_agent.updating.work import MAX_GIVEN_UP
 from edgefleet_protocol.messages import Refusal, Result
 
 Make = Callable[..., Bundle]

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from edgefleet_agent import update
 from edgefleet_agent.errors import TransitionError
-from edgefleet_agent.journal import Assigned, Installed, Journal, Order
-from edgefleet_agent.update import (
+from edgefleet_agent.updating import update
+from edgefleet_agent.updating.journal import Assigned, Installed, Journal, Order
+from edgefleet_agent.updating.update import (
     MAX_FAILURES,
     MAX_STARTS,
     TABLE,

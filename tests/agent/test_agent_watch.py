@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefleet_agent.watch import RUN_CALLS, SLOW_RUNS, Watch
+from edgefleet_agent.inference.watch import RUN_CALLS, SLOW_RUNS, Watch
 from edgefleet_protocol.messages import Slot
 
 SLOT = Slot("m", "v1", 1, "x", "0" * 64)

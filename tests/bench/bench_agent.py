@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from edgefleet_agent import identity
-from edgefleet_agent.serving import Model
-from edgefleet_agent.sketching import Recorder
+from edgefleet_agent.inference.serving import Model
+from edgefleet_agent.inference.sketching import Recorder
 from edgefleet_agent.testing import HubDouble, Rig, make_bundle
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.trusting import identity
+from edgefleet_agent.updating.trial import Verdict
 from edgefleet_protocol import sketch
 from edgefleet_protocol.messages import Slot
 from tests.bench.metric import Metric, microseconds

@@ -22,7 +22,7 @@ from edgefleet_agent.config import Server
 from edgefleet_agent.server.address import Tcp
 from edgefleet_agent.server.listener import InferenceServer
 from edgefleet_agent.testing import HubDouble, Rig, make_bundle
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from tests.bench.metric import Metric, microseconds
 
 MODELS = Path(__file__).parents[1] / "agent" / "models"

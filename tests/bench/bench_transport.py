@@ -132,7 +132,7 @@ def _run_hub(folder: Path, size_mib: int) -> None:
     import uvicorn
     from starlette.responses import FileResponse
 
-    from edgefleet_agent import identity
+    from edgefleet_agent.trusting import identity
     from edgefleet_cloud.broker.embedded import EmbeddedBroker
     from edgefleet_cloud.broker.link import Link
     from edgefleet_cloud.fleet import assignments
@@ -223,10 +223,10 @@ class _PlainFile(http.server.BaseHTTPRequestHandler):
 
 
 def _run_agent(store: Path) -> None:
-    from edgefleet_agent import identity
     from edgefleet_agent.agent import Agent
     from edgefleet_agent.config import Config
     from edgefleet_agent.link import MqttLink
+    from edgefleet_agent.trusting import identity
     from edgefleet_protocol import codec
     from edgefleet_protocol.messages import BlockRequest, Request, State, Step
 

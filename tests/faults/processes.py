@@ -15,7 +15,7 @@ import psutil
 from edgefleet_agent import runtimes
 from edgefleet_agent.config import Budgets, Config
 from edgefleet_agent.testing import make_bundle
-from edgefleet_agent.trial import run as run_trial
+from edgefleet_agent.updating.trial import run as run_trial
 from edgefleet_protocol import topics
 from tests.faults.cases import Case, Outcome
 from tests.faults.world import (

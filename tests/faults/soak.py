@@ -36,8 +36,8 @@ from typing import Any
 from unittest import mock
 
 from edgefleet_agent.errors import AgentError
-from edgefleet_agent.starts import GOOD_S
 from edgefleet_agent.testing import Rig
+from edgefleet_agent.updating.starts import GOOD_S
 from tests.faults.world import OUTCOMES, World, answers_right, ask, send, serving
 
 FAULTS_PER_WORLD = 100

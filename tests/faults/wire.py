@@ -15,7 +15,7 @@ import msgspec
 from tuf.ngclient._internal import trusted_metadata_set
 
 from edgefleet_agent.config import Budgets, Config
-from edgefleet_agent.fetching import WINDOW
+from edgefleet_agent.downloading.fetching import WINDOW
 from edgefleet_agent.testing import Repository
 from edgefleet_protocol import blocks, codec, topics
 from edgefleet_protocol.messages import Block, Result, Step

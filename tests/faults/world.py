@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgefleet_agent.errors import AgentError
 from edgefleet_agent.testing import Bundle, HubDouble, MemoryLink, Rig, make_bundle, padded_onnx
-from edgefleet_agent.trial import Request, Verdict
+from edgefleet_agent.updating.trial import Request, Verdict
 from edgefleet_protocol import blocks, codec, topics
 from edgefleet_protocol.messages import FINAL_STEPS, Report, Result, Step
 from tests.faults.powerloss import Store

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefleet_agent.serving import Model
+from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.testing import Bundle, make_tensor_bundle
 from edgefleet_protocol.manifest import Runtime, Signature, Task, Tensor
 from edgefleet_protocol.rows import Tensors

@@ -43,10 +43,19 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Iterator[F
     running.stop()
 
 
-def test_a_shadow_is_compared_and_answers_nobody(labelled: Fleet, rows: Path) -> None:
+def test_a_shadow_is_compared_and_answers_nobody(labelled: Fleet) -> None:
     for command in (
-        ("datasets", "add", rows, "--label", "target", "--name", "iris-rows"),
-        ("train", "--model", MODEL, "--trainer", "sklearn", "--dataset", "iris-rows"),
+        (
+            "train",
+            "--model",
+            MODEL,
+            "--trainer",
+            "sklearn",
+            "--dataset",
+            f"{MODEL}-sample",
+            "-p",
+            "estimator=LogisticRegression",
+        ),
         ("models", "approve", MODEL, "2"),
         ("challenges", "start", MODEL, "2", "--to", "all", "--window-rows", "200"),
     ):
@@ -72,7 +81,8 @@ def test_rolling_the_challenger_out_makes_it_the_champion(labelled: Fleet) -> No
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["release"] == 2
     labelled.wait_serving("2")
-    (attempt,) = labelled.hub.client.get(f"/v1/devices/{DEVICE}")["attempts"]
+    attempts = labelled.hub.client.get(f"/v1/devices/{DEVICE}")["attempts"]
+    (attempt,) = (item for item in attempts if item.get("lane", "primary") == "primary")
     assert attempt["step"] == "confirmed"
     stopped = labelled.cli("challenges", "stop", "1")
     assert stopped.returncode == 0, stopped.stderr

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edgefleet_agent import agent as agent_module
 from edgefleet_agent.agent import build_engine
 from edgefleet_agent.config import LocalBroker, LocalTopic
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from edgefleet_cloud.broker.embedded import binary
 from tests.system.local_agent import LocalAgent, colours, words
 

@@ -20,7 +20,7 @@ from edgefleet_agent.agent import build_engine
 from edgefleet_agent.config import Server
 from edgefleet_agent.errors import ServerError
 from edgefleet_agent.server.address import Tcp
-from edgefleet_agent.trial import Verdict
+from edgefleet_agent.updating.trial import Verdict
 from tests.system.local_agent import CLASSES, LocalAgent, colours, right_scores, words
 
 ROWS = np.array([[1, 0, 0, 0], [0, 0.5, 0, -1], [0, 0, 3, 0]], np.float32)

@@ -31,7 +31,7 @@ from edgefleet_protocol.errors import MalformedError
 from edgefleet_protocol.messages import Slot
 
 if TYPE_CHECKING:
-    from edgefleet_agent.serving import Model
+    from edgefleet_agent.inference.serving import Model
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from edgefleet_agent import __version__
-from edgefleet_agent.prediction import Inference
+from edgefleet_agent.inference.prediction import Inference
 from edgefleet_agent.server import datatypes
 from edgefleet_agent.server.datatypes import Array
 from edgefleet_agent.server.refusal import RequestError

@@ -1,0 +1,1 @@
+"""Answering rows with what serves, and counting what was seen."""

@@ -1,0 +1,1 @@
+"""What a person needs to run an agent: logs, health, status, and a doctor."""

@@ -1,0 +1,1 @@
+"""Who this device is, and which signed metadata it believes."""

@@ -1,0 +1,1 @@
+"""The update of models: the table, its journals, and the work that each step needs."""
