@@ -29,7 +29,6 @@ from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.link import Link, MqttLink
 from edgefleet_agent.operating import health
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.sources import ReplaySource
 from edgefleet_agent.trusting import identity, refresh
 from edgefleet_agent.trusting.trust import Trust
 from edgefleet_protocol.profiles import DeviceProfile
@@ -37,6 +36,7 @@ from edgefleet_protocol.profiles import DeviceProfile
 if TYPE_CHECKING:
     from edgefleet_agent.pipeline import Pipeline
     from edgefleet_agent.server.listener import InferenceServer
+    from edgefleet_agent.sources import ReplaySource
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +155,6 @@ class Agent:
         except BaseException:
             self._held.close()
             raise
-        if config.source:
-            self._source = ReplaySource(config.source, self.model(config.source.model))
 
     def start(self) -> None:
         """Serve what is on disk, then connect.
@@ -216,7 +214,11 @@ class Agent:
         return self._pipeline
 
     def _open_doors(self, config: Config, clock: Callable[[], float]) -> None:
-        """Make the ways in for other processes; each is imported only where it is wanted."""
+        """Make the ways in for rows; each is imported only where it is wanted."""
+        if config.source:
+            from edgefleet_agent.sources import ReplaySource
+
+            self._source = ReplaySource(config.source, self.model(config.source.model))
         if config.server.listen:
             from edgefleet_agent.server.listener import InferenceServer
 

@@ -42,6 +42,8 @@ MAX_UNWRITTEN_BYTES = 1024 * 1024
 WRITE_AGAIN_S = 30.0
 # The log of changes is taken into the database at this size, and kept no longer than that.
 _WAL_BYTES = 1024 * 1024
+# SQLite would keep 2 MiB of pages; reports are read once, in order.
+_CACHE_KIB = 128
 
 Body = Window | Samples | Result | Refusal
 _KINDS: dict[type[Body], str] = {
@@ -214,6 +216,7 @@ class Outbox:
         database = sqlite3.connect(self._path, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")
+            database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             # A result that the hub never learns of stalls a rollout, so each commit is durable.
             database.execute("PRAGMA synchronous = FULL")
             (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
