@@ -8,7 +8,9 @@ Link, models, trials and timers only put news into its inbox. Rules:
 3. Nothing that arrives, and no store that cannot be written, ends the thread; what cannot be done
    now is done at a later tick.
 4. An assignment that was believed is acted on until all of it is on disk.
-5. No slow work here: what hashes, loads or waits runs beside (`work`).
+5. No slow work here: what hashes, loads or waits runs beside (`work`). The judging of signed
+   metadata is the exception: it waits for its child, some tenths of a second, and never longer than
+   the watchdog allows (`trusting.refresh`).
 """
 
 import logging
