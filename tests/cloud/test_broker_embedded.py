@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgefleet_cloud.broker import embedded
 from edgefleet_cloud.broker.embedded import SETTLED_S, Backoff, BrokerError, EmbeddedBroker
 from edgefleet_cloud.database.models import Device, DirectorRecord
 from edgefleet_cloud.fleet import assignments, devices
@@ -306,6 +307,13 @@ def test_a_broker_left_over_by_a_killed_hub_is_stopped_at_the_next_start(broker,
         until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, "it is gone")
     finally:
         again.stop()
+
+
+def test_a_killed_process_that_nobody_waits_for_counts_as_ended():
+    # As in a container whose process 1 waits for nobody: it stays behind as a zombie.
+    with subprocess.Popen(["sleep", "600"]) as left:
+        embedded._end(psutil.Process(left.pid))
+        assert psutil.Process(left.pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_another_process_under_the_old_pid_is_left_alone(broker, services):

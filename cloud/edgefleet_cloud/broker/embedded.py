@@ -43,6 +43,7 @@ SYSTEM_ACCOUNT = "SYS"
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.05
 # Pause before a broker that died is started again: doubles from the first to the second.
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 # A broker that has run for so long is taken to be well, and the pause starts anew.
@@ -269,16 +270,33 @@ def binary() -> Path:
 
 
 def _end(process: psutil.Process | None) -> None:
-    """Ask a process to end, and kill it if it does not."""
+    """Ask a process to end, and kill it if it does not.
+
+    Raises:
+        BrokerError: if it is still there after that.
+    """
     if process is None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except psutil.TimeoutExpired:
+        if not _is_gone_within(process, STOP_TIMEOUT_S):
             process.kill()
-            process.wait(STOP_TIMEOUT_S)
+            if not _is_gone_within(process, STOP_TIMEOUT_S):
+                raise BrokerError(f"the broker's process {process.pid} cannot be killed")
+
+
+def _is_gone_within(process: psutil.Process, seconds: float) -> bool:
+    """Wait for the end of a process that need not be a child of ours.
+
+    One that nobody has waited for is gone too: in a container, process 1 may never do so.
+    """
+    until = time.monotonic() + seconds
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_POLL_S)
+    return True
 
 
 def _configuration(
