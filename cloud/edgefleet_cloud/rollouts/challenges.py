@@ -36,7 +36,7 @@ from edgefleet_protocol.profiles import DeviceProfile
 from edgefleet_protocol.trust import Role
 
 ROLES = ("shadow", "split")
-# As the gate's: below it the comparison of labelled rows says nothing.
+# Any difference counts, if it is significant: nothing is released by a verdict.
 MARGIN = 0.0
 
 
