@@ -34,7 +34,8 @@ help:  ## show this list
 demo: .venv/installed  ## the whole loop on 12 devices: train, push, drift, retrain, roll out (5 minutes)
 	$(PYTHON) -m demo
 
-test: .venv/installed test-agent-alone  ## all tests
+test: .venv/installed test-agent-alone  ## all tests; installs the Debian packages that they drive
+	scripts/system_packages.sh
 	$(PYTHON) -m pytest
 
 test-agent-alone: .venv-agent/installed  ## the agent's tests where only the agent is installed

@@ -36,9 +36,9 @@ from edgefleet_cloud.services import Services
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.trust import durable
-from edgefleet_cloud.trust.authority import Authority, KeyPair
-from edgefleet_cloud.trust.director import Director
-from edgefleet_cloud.trust.images import ImageRepository
+from edgefleet_cloud.trust.identity.authority import Authority, KeyPair
+from edgefleet_cloud.trust.repositories.director import Director
+from edgefleet_cloud.trust.repositories.images import ImageRepository
 
 API_START_TIMEOUT_S = 20.0
 # Requests under way get so long to end when the hub stops.

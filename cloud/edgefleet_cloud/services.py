@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
-from edgefleet_cloud.trust.authority import Authority
-from edgefleet_cloud.trust.director import Director
-from edgefleet_cloud.trust.images import ImageRepository
+from edgefleet_cloud.trust.identity.authority import Authority
+from edgefleet_cloud.trust.repositories.director import Director
+from edgefleet_cloud.trust.repositories.images import ImageRepository
 
 
 @dataclass(frozen=True)

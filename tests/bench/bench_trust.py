@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgefleet_cloud.trust.director import Director, DirectorEntry
+from edgefleet_cloud.trust.repositories.director import Director, DirectorEntry
 from edgefleet_protocol.trust import DirectorTarget, target_path
 from tests.bench.metric import Metric, microseconds
 

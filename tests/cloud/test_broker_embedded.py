@@ -20,7 +20,7 @@ from edgefleet_cloud.database.models import Device, DirectorRecord
 from edgefleet_cloud.fleet import assignments, devices
 from edgefleet_cloud.fleet.testing import TestDevice, enrol, open_services, until
 from edgefleet_cloud.services import Services
-from edgefleet_cloud.trust.authority import Authority
+from edgefleet_cloud.trust.identity.authority import Authority
 from edgefleet_protocol import topics
 
 

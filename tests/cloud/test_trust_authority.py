@@ -14,7 +14,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from edgefleet_cloud.errors import DamagedError, InvalidError
 from edgefleet_cloud.fleet.testing import signing_request
-from edgefleet_cloud.trust.authority import HUB_CERTIFICATE_LIFE_S, Authority
+from edgefleet_cloud.trust.identity.authority import HUB_CERTIFICATE_LIFE_S, Authority
 from edgefleet_protocol.identifiers import digest_of
 
 NOW = 1_800_000_000.0

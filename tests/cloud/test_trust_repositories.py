@@ -11,15 +11,15 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgefleet_cloud.errors import DamagedError
 from edgefleet_cloud.trust import durable
-from edgefleet_cloud.trust.director import Director, DirectorEntry
-from edgefleet_cloud.trust.images import (
+from edgefleet_cloud.trust.repositories.director import Director, DirectorEntry
+from edgefleet_cloud.trust.repositories.images import (
     SNAPSHOT_LIFE_S,
     TARGETS_LIFE_S,
     TIMESTAMP_LIFE_S,
     ImageEntry,
     ImageRepository,
 )
-from edgefleet_cloud.trust.roots import ROOT_LIFE_S
+from edgefleet_cloud.trust.repositories.roots import ROOT_LIFE_S
 from edgefleet_protocol import codec, trust
 from edgefleet_protocol.errors import RefusedError
 from edgefleet_protocol.messages import Assignment

@@ -36,7 +36,7 @@ from edgefleet_cloud.errors import HubError
 from edgefleet_cloud.fleet import assignments
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.trust import durable
-from edgefleet_cloud.trust.authority import Authority, KeyPair
+from edgefleet_cloud.trust.identity.authority import Authority, KeyPair
 
 ACCOUNT = "EDGEFLEET"
 SYSTEM_ACCOUNT = "SYS"

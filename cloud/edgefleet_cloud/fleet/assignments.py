@@ -33,7 +33,7 @@ from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import ConflictError, DamagedError, InvalidError, NotFoundError
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
-from edgefleet_cloud.trust.director import Director, DirectorEntry
+from edgefleet_cloud.trust.repositories.director import Director, DirectorEntry
 from edgefleet_protocol.trust import DirectorTarget, target_path
 
 # Signing takes about 0.3 ms a device; a round of the scheduler must stay short.

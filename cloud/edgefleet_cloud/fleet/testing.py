@@ -29,9 +29,9 @@ from edgefleet_cloud.fleet.enrolment import EnrolmentRequest, Grant
 from edgefleet_cloud.services import Services
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
-from edgefleet_cloud.trust.authority import Authority
-from edgefleet_cloud.trust.director import Director
-from edgefleet_cloud.trust.images import ImageEntry, ImageRepository
+from edgefleet_cloud.trust.identity.authority import Authority
+from edgefleet_cloud.trust.repositories.director import Director
+from edgefleet_cloud.trust.repositories.images import ImageEntry, ImageRepository
 from edgefleet_protocol import manifest as manifests
 from edgefleet_protocol import topics
 from edgefleet_protocol.manifest import Lineage, Manifest, Measured, Needs, Signature, Tensor

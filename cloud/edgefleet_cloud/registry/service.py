@@ -29,7 +29,7 @@ from edgefleet_cloud.jobs.service import OPEN_STATES
 from edgefleet_cloud.registry.choice import Candidate, rank
 from edgefleet_cloud.registry.registration import Registration, VariantEntry
 from edgefleet_cloud.storage import Store
-from edgefleet_cloud.trust.images import ImageEntry
+from edgefleet_cloud.trust.repositories.images import ImageEntry
 from edgefleet_cloud.values import Json
 from edgefleet_protocol import trust
 from edgefleet_protocol.identifiers import model_name

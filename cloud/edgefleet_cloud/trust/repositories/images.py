@@ -29,7 +29,7 @@ from tuf.api.metadata import (
 
 from edgefleet_cloud.errors import DamagedError
 from edgefleet_cloud.trust import durable
-from edgefleet_cloud.trust.roots import RootChain, moment
+from edgefleet_cloud.trust.repositories.roots import RootChain, moment
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.trust import ImageTarget
 

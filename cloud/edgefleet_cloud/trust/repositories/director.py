@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from tuf.api.metadata import MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
-from edgefleet_cloud.trust.roots import RootChain, moment
+from edgefleet_cloud.trust.repositories.roots import RootChain, moment
 from edgefleet_protocol import codec
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.messages import Assignment

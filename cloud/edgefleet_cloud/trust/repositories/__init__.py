@@ -1,0 +1,1 @@
+"""Keys, ceremonies, and the image and director repositories that they sign."""
