@@ -10,7 +10,7 @@ MEMBERS := protocol agent converters cloud
 AGENT_SOURCES := $(shell find protocol agent -name '*.py' -not -path '*/build/*')
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 
-.PHONY: help demo test test-agent-alone lint bench faults docs api locks clean
+.PHONY: help demo test test-agent-alone lint bench faults conformance fuzz docs api locks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -53,6 +53,19 @@ bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON und
 faults: .venv/installed  ## the agent under faults: the table of cases, then 10,000 random faults (about 20 minutes)
 	$(PYTHON) -m tests.faults; cases=$$?; $(PYTHON) -m tests.faults soak && exit $$cases
 
+conformance: .venv/installed  ## SUITE=path/to/tuf-conformance: the agent's trust client, over HTTP and over MQTT (10 minutes)
+	scripts/system_packages.sh
+	$(PYTHON) -m tests.conformance $(SUITE)
+
+# The engine guided by coverage; it has no wheel for every Python, and is left out where there is none.
+build/fuzz/atheris: .venv/installed locks/fuzz.txt
+	mkdir -p $@ && uv=$$(scripts/uv.sh) && \
+	  { $$uv pip install --quiet --python $(PYTHON) --require-hashes --only-binary :all: \
+	    --target $@ -r locks/fuzz.txt || true; } && touch $@
+
+fuzz: .venv/installed build/fuzz/atheris  ## every decoder and the HTTP API under hostile input, counted (about 8 minutes)
+	$(PYTHON) -m tests.fuzz
+
 docs: .venv/installed  ## the documentation as a site under build/site/
 	$(PYTHON) -m mkdocs build --strict --quiet --site-dir build/site
 
@@ -70,7 +83,9 @@ locks: scripts/uv.sh  ## resolve the pins anew (host-neutral, see docs/adr/0001)
 	  $$uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-emit-package edgefleet-protocol --no-annotate --all-extras \
 	    protocol/pyproject.toml agent/pyproject.toml locks/agent-test.in -c locks/workspace.txt \
-	    -o locks/agent.txt
+	    -o locks/agent.txt && \
+	  $$uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate locks/fuzz.in -o locks/fuzz.txt
 
 clean:  ## remove what make built
 	rm -rf build .venv .venv-agent .uv

@@ -25,8 +25,8 @@ CHANNELS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     ),
     "ef/1/d/{device}/up/request": (
         "device",
-        (messages.BlockRequest, messages.SyncRequest),
-        "Blocks of an artifact, or all retained documents, wanted.",
+        (messages.BlockRequest, messages.SyncRequest, messages.TimeRequest),
+        "Blocks of an artifact, all retained documents, or the attested time, wanted.",
     ),
     "ef/1/d/{device}/down/assignment": (
         "hub",
@@ -42,6 +42,11 @@ CHANNELS: dict[str, tuple[str, tuple[Any, ...], str]] = {
         "hub",
         (messages.Ack,),
         "Reports that are committed in the hub's database.",
+    ),
+    "ef/1/d/{device}/down/time": (
+        "hub",
+        (messages.TimeAttestation,),
+        "The time that the device asked for, signed by the director's timestamp key.",
     ),
     "ef/1/fleet/blob/{digest}": (
         "hub",
@@ -81,7 +86,9 @@ def document() -> dict[str, Any]:
     channels["fleet-meta"] = {
         "address": "ef/1/fleet/meta/{role}",
         "description": "Retained. One file of the image repository, as TUF JSON.",
-        "parameters": {"role": {"description": "root-N, timestamp, snapshot or targets"}},
+        "parameters": {
+            "role": {"description": "root-N, timestamp, snapshot, targets or a delegated role"}
+        },
         "messages": {"Metadata": {"contentType": "application/json"}},
     }
     operations["hub-sends-fleet-meta"] = {

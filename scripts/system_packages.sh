@@ -1,9 +1,9 @@
 #!/bin/sh
 # Install the Debian packages whose programs the tests drive: a second broker, a browser, a software
-# HSM and a software TPM. Without root or apt the tests that need them say so and skip.
+# HSM, a software TPM and a clock to be set. Without root or apt the tests that need them say so and skip.
 set -eu
 missing=""
-for pair in mosquitto:mosquitto chromium:chromium softhsm2:softhsm2-util swtpm:swtpm \
+for pair in mosquitto:mosquitto chromium:chromium softhsm2:softhsm2-util swtpm:swtpm faketime:faketime \
     tpm2-tools:tpm2_createprimary tpm2-openssl:/usr/lib/x86_64-linux-gnu/ossl-modules/tpm2.so; do
     case "${pair#*:}" in
     /*) [ -e "${pair#*:}" ] || missing="$missing ${pair%%:*}" ;;

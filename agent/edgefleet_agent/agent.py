@@ -15,6 +15,7 @@
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,8 @@ from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.link import Link, MqttLink
 from edgefleet_agent.operating import health
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.trusting import identity, refresh
+from edgefleet_agent.trusting import identity, refresh, renewal
+from edgefleet_agent.trusting.timekeeping import Timekeeper, slept_s
 from edgefleet_agent.trusting.trust import Trust
 from edgefleet_protocol.profiles import DeviceProfile
 
@@ -64,6 +66,8 @@ def build_engine(
     surroundings: Mapping[str, Any] | None = None,
     alive: Callable[[], None] = lambda: None,
     run_client: refresh.Refresh = refresh.in_child,
+    check_time: refresh.CheckTime = refresh.time_in_child,
+    ask_keyholder: renewal.Ask = renewal.in_child,
 ) -> Engine:
     """Open everything that an engine owns on disk and put it together.
 
@@ -76,6 +80,8 @@ def build_engine(
         surroundings: fields of `surroundings.Surroundings` to replace, for tests.
         alive: called in each turn of the engine, for a watchdog.
         run_client: runs the TUF client; in this process for tests that need no child.
+        check_time: verifies an attested time; likewise.
+        ask_keyholder: runs the program that holds the device's keys; likewise.
 
     Raises:
         StoreError: if the store cannot be written or read.
@@ -89,6 +95,16 @@ def build_engine(
     )
     slots = Slots(config.folder, config.storage)
     slots.prepare()
+    timekeeper = Timekeeper(
+        config.folder / "trust",
+        known.hub.device,
+        known.director_root,
+        clock=clock,
+        monotonic=monotonic,
+        nonce=os.urandom,
+        slept=slept_s,
+        check=check_time,
+    )
     trust = Trust(
         config.folder / "trust",
         device=known.hub.device,
@@ -96,19 +112,22 @@ def build_engine(
         image_root=known.image_root,
         director_root=known.director_root,
         run_client=run_client,
+        instant=timekeeper.instant,
     )
     return Engine(
         config,
-        device=known.hub.device,
+        known=known,
         profile=profile,
         link=link,
         slots=slots,
         outbox=Outbox(config.folder, known.hub.device, config.budgets.outbox_max_bytes),
         trust=trust,
+        timekeeper=timekeeper,
         clock=clock,
         monotonic=monotonic,
         surroundings=surroundings,
         alive=alive,
+        ask_keyholder=ask_keyholder,
     )
 
 
@@ -147,7 +166,7 @@ class Agent:
         try:
             self._held.enter_context(files.locked(config.folder))
             known = identity.load(config.folder)
-            self._link = link or MqttLink(known)
+            self._link = link or MqttLink(known, dates=lambda: self._engine.timekeeper.dates())
             self._engine = build_engine(
                 config, known, self._link, clock=clock, monotonic=monotonic, alive=alive
             )

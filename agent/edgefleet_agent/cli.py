@@ -1,6 +1,7 @@
 """`edgefleet-agent`: enrol a device, run its agent, look at it, find out what is wrong with it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 hub not reachable, 4 claim refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 hub not reachable, 4 claim or serial
+number refused, 5 a person at the hub has to accept this device's key first.
 """
 
 import argparse
@@ -18,11 +19,12 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgefleet_agent import __version__, config
 from edgefleet_agent.errors import (
     AgentError,
+    ApprovalPendingError,
     ClaimRefusedError,
     ConfigError,
     HubUnreachableError,
@@ -30,9 +32,14 @@ from edgefleet_agent.errors import (
 )
 from edgefleet_agent.operating import logs
 
+if TYPE_CHECKING:
+    from edgefleet_agent.trusting.identity import AnchorPlace
+
 log = logging.getLogger("edgefleet_agent")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_CLAIM_REFUSED = 0, 1, 2, 3, 4
+EXIT_WAITS = 5
+_ASK_AGAIN_S = 5.0
 _FOLLOW_S = 0.2
 _STDERR = 2
 
@@ -48,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_UNREACHABLE)
     except ClaimRefusedError as error:
         return _fail(error, EXIT_CLAIM_REFUSED)
+    except ApprovalPendingError as error:
+        return _fail(error, EXIT_WAITS)
     except AgentError as error:
         return _fail(error, EXIT_FAILED)
     return code
@@ -63,12 +72,32 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--store", help=f"folder of this agent (default: {config.DEFAULT_STORE})")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    enrol = commands.add_parser("enroll", parents=[shared], help="join a fleet with a claim token")
+    enrol = commands.add_parser(
+        "enroll", parents=[shared], help="join a fleet with a claim token or a serial number"
+    )
     enrol.add_argument("--hub", required=True, metavar="URL", help="https://HOST:PORT of the hub")
-    enrol.add_argument("--token", required=True, metavar="CLAIM", help="claim token from the hub")
+    enrol.add_argument("--token", metavar="CLAIM", help="claim token from the hub")
+    enrol.add_argument(
+        "--ca-fingerprint",
+        metavar="SHA256",
+        help="of the hub's CA, to enrol with the serial number that the hub expects",
+    )
+    enrol.add_argument("--serial", help="serial number (default: the board's)")
+    enrol.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="for a person at the hub to accept this device's key",
+    )
     enrol.add_argument("--board", help="kind of board (default: looked up on this machine)")
     enrol.add_argument("--force", action="store_true", help="replace an existing identity")
     enrol.set_defaults(run=_enrol)
+
+    key = commands.add_parser(
+        "key", parents=[shared], help="make the key in this device's TPM or token, and show it"
+    )
+    key.set_defaults(run=_key)
 
     run = commands.add_parser("run", parents=[shared], help="run the agent until it is stopped")
     run.add_argument("--verbose", action="store_true", help="log more")
@@ -143,20 +172,73 @@ def _enrol(options: argparse.Namespace) -> int:
     from edgefleet_agent.trusting import enrolment
 
     settings = _own_store(options)
-    claim = enrolment.parse_claim(options.token)
+    if options.token and not (options.serial or options.ca_fingerprint):
+        ticket: enrolment.Claim | enrolment.Announced = enrolment.parse_claim(options.token)
+    elif options.ca_fingerprint and not options.token:
+        serial = options.serial or enrolment.read_serial()
+        ticket = enrolment.parse_announced(serial, options.ca_fingerprint)
+    else:
+        raise ConfigError("enroll needs --token, or --ca-fingerprint for a serial number")
     profile = device_profile(settings)
-    with files.locked(settings.folder):
-        hub = enrolment.enrol(
-            settings.folder,
-            options.hub,
-            claim,
-            board=profile.board,
-            runtimes=profile.runtimes,
-            memory_bytes=profile.memory_bytes,
-            force=options.force,
-        )
+    machine = enrolment.Machine(profile.board, profile.runtimes, profile.memory_bytes)
+    until = time.monotonic() + options.wait
+    while True:
+        try:
+            with files.locked(settings.folder):
+                anchor = _anchor(settings)
+                hub = enrolment.enrol(
+                    settings.folder,
+                    options.hub,
+                    ticket,
+                    machine,
+                    anchor=anchor,
+                    force=options.force,
+                )
+            break
+        except ApprovalPendingError as error:
+            if time.monotonic() >= until:
+                raise
+            print(error, file=sys.stderr, flush=True)
+            time.sleep(min(_ASK_AGAIN_S, max(until - time.monotonic(), 0.0)))
     print(f"enrolled as {hub.device} ({profile.board}) with {hub.api_url}")
     print(f"start it with: edgefleet-agent run --store {settings.store}")
+    return EXIT_OK
+
+
+def _anchor(settings: config.Config) -> "AnchorPlace | None":
+    """Return where the key in hardware is that `[key]` names, None if it is a file."""
+    from edgefleet_agent.trusting import anchors, identity
+
+    key = settings.key
+    if key.kind == "file":
+        return None
+    folder = (settings.folder / identity.FOLDER).resolve()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return identity.AnchorPlace(
+        key.kind,
+        file=str(folder / anchors.TPM_KEY) if key.kind == "tpm" else "",
+        tcti=key.tcti,
+        module=key.module,
+        token=key.token,
+        id=key.id,
+        pin_file=key.pin_file,
+    )
+
+
+def _key(options: argparse.Namespace) -> int:
+    from edgefleet_agent import files
+    from edgefleet_agent.trusting import anchors
+
+    settings = _own_store(options)
+    with files.locked(settings.folder):
+        place = _anchor(settings)
+        if place is None:
+            raise ConfigError(
+                "[key] kind is file: a key that is a file is made at each enrolment; set it to tpm"
+                " or pkcs11"
+            )
+        anchors.make(place)
+    print(anchors.fingerprint(place))
     return EXIT_OK
 
 
@@ -210,8 +292,18 @@ def _status(options: argparse.Namespace) -> int:
     left = found["bytes_left"]
     budget = "no limit" if left is None else f"{left / 1024 / 1024:.1f} MiB left for downloads"
     print(f"link {found['link']}, {budget}")
+    print(_certificate_words(found["certificate"]))
     _print_table(found["models"])
     return code
+
+
+def _certificate_words(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "certificate: cannot be read; see edgefleet-agent doctor"
+    days = (certificate["not_after"] - time.time()) / 86_400
+    ends = f"ends in {days:.1f} days" if days >= 0 else f"ended {-days:.1f} days ago"
+    trusted = len(certificate["authorities"])
+    return f"certificate {ends}; key: {certificate['key']}; authorities trusted: {trusted}"
 
 
 def _doctor(options: argparse.Namespace) -> int:

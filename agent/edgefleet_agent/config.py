@@ -200,6 +200,34 @@ class Logs(Struct, frozen=True, forbid_unknown_fields=True):
     keep: Annotated[int, Meta(ge=1, le=100)] = 3
 
 
+class Key(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the key is that renews this device's certificate and signs its statements.
+
+    It counts at enrolment; the identity remembers it.
+
+    Attributes:
+        kind: `file` for the key of the certificate itself, or one that never leaves a `tpm` or a
+            PKCS#11 token.
+        tcti: how the TPM is reached (`device:/dev/tpmrm0`); empty for the system's own way.
+        module: PKCS#11 library.
+        token: label of the token.
+        id: of the key in the token, hexadecimal; made if it is not there.
+        pin_file: that holds the token's PIN and nothing else.
+    """
+
+    kind: Literal["file", "tpm", "pkcs11"] = "file"
+    tcti: str = ""
+    module: str = ""
+    token: str = ""
+    id: str = "ef01"
+    pin_file: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a token that cannot be found."""
+        if self.kind == "pkcs11" and not (self.module and self.token and self.pin_file):
+            raise ValueError("kind pkcs11 needs module, token and pin_file")
+
+
 class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
     """What the agent may use.
 
@@ -241,6 +269,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     execution: Execution = field(default_factory=Execution)
     server: Server = field(default_factory=Server)
     broker: LocalBroker = field(default_factory=LocalBroker)
+    key: Key = field(default_factory=Key)
     logs: Logs = field(default_factory=Logs)
 
     @property

@@ -24,14 +24,26 @@ from msgspec import Struct
 from edgefleet_agent import __version__
 from edgefleet_agent.config import Config
 from edgefleet_agent.downloading.slots import Slots
-from edgefleet_agent.errors import AgentError, StoreError, TransitionError
+from edgefleet_agent.errors import AgentError, EnrolmentError, StoreError, TransitionError
 from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.inference.samples import DailyQuota, SampleDesk, load_redaction
 from edgefleet_agent.inference.serving import Model
 from edgefleet_agent.inference.sketching import ClosedWindow
-from edgefleet_agent.link import Connected, Disconnected, Inbound, Link, Message, Oversized
+from edgefleet_agent.link import (
+    CertificateRefused,
+    Connected,
+    Disconnected,
+    Inbound,
+    Link,
+    Message,
+    Oversized,
+)
 from edgefleet_agent.operating.health import HealthMeter
 from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.trusting.custody import Custody, Kept
+from edgefleet_agent.trusting.identity import Identity
+from edgefleet_agent.trusting.renewal import Ask, in_child
+from edgefleet_agent.trusting.timekeeping import Timekeeper
 from edgefleet_agent.trusting.trust import (
     ASSIGNMENT,
     IMAGE_METADATA,
@@ -59,6 +71,7 @@ from edgefleet_protocol.messages import (
     Slot,
     State,
     SyncRequest,
+    TimeAttestation,
 )
 from edgefleet_protocol.profiles import DeviceProfile
 
@@ -71,6 +84,8 @@ _MAX_REFUSALS_REMEMBERED = 256
 ASK_AFTER_S = 3.0
 ASK_AGAIN_S = 10.0
 LAST_ASK_AGAIN_S = 600.0
+# How long a connection for asking the time waits for the answer.
+ASKING_S = 30.0
 # Between two looks at metadata that is not complete yet.
 JUDGE_AGAIN_S = 1.0
 PROGRESS_S = 2.0
@@ -102,7 +117,7 @@ class Stop(Struct, frozen=True):
     """End the thread."""
 
 
-News = Inbound | Done | ClosedWindow | Samples | Fault | Proven | Stop
+News = Inbound | Done | Kept | ClosedWindow | Samples | Fault | Proven | Stop
 
 
 class Engine:
@@ -112,39 +127,44 @@ class Engine:
         self,
         config: Config,
         *,
-        device: str,
+        known: Identity,
         profile: DeviceProfile,
         link: Link,
         slots: Slots,
         outbox: Outbox,
         trust: Trust,
+        timekeeper: Timekeeper,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         surroundings: Mapping[str, Any] | None = None,
         alive: Callable[[], None] = lambda: None,
+        ask_keyholder: Ask = in_child,
     ) -> None:
         """Put the parts together; nothing runs yet.
 
         Args:
             config: of the agent.
-            device: this device's id.
+            known: identity of this device.
             profile: its board, runtimes and memory.
             link: to the hub.
             slots: on disk.
             outbox: on disk.
             trust: on disk.
+            timekeeper: what time it is, by the hub.
             clock: Unix seconds.
             monotonic: seconds that never go back.
             surroundings: fields of `surroundings.Surroundings` to replace, for tests.
             alive: called in each turn, for a watchdog.
+            ask_keyholder: runs the program that holds the device's keys.
         """
         self._config = config
-        self._device = device
+        self._device = known.hub.device
         self._profile = profile
         self._link = link
         self._slots = slots
         self._outbox = outbox
         self._trust = trust
+        self.timekeeper = timekeeper
         self._clock = clock
         self._monotonic = monotonic
         self._health = HealthMeter(config.folder, clock)
@@ -154,6 +174,8 @@ class Engine:
         self._refused: dict[tuple[str, str, str], float] = {}
         self._listening: set[str] = set()
         self._connected = False
+        # While connected for asking the time only; see rule 6 of `link`.
+        self._asking_until: float | None = None
         self._alive = alive
         self._starts = Starts(config.folder, clock)
         self._opened_at = monotonic()
@@ -180,6 +202,17 @@ class Engine:
         )
         around = msgspec.structs.replace(around, **(surroundings or {}))
         self._chance = around.chance
+        self.custody = Custody(
+            config.folder,
+            known,
+            timekeeper,
+            monotonic=monotonic,
+            chance=around.chance,
+            start=around.start,
+            deliver=self._inbox.put,
+            reconnect=link.reconnect,
+            ask=ask_keyholder,
+        )
         self._desk = SampleDesk(
             DailyQuota(config.folder, clock),
             load_redaction(config.samples.redact),
@@ -280,16 +313,26 @@ class Engine:
     def _handle(self, news: News) -> None:
         now = self._monotonic()
         match news:
+            case Connected(asking=True):
+                self.timekeeper.connected()
+                self._asking_until = now + ASKING_S
             case Connected():
                 self._connected = True
                 self._listening.clear()
                 self._outbox.reconnected()
+                self._trust.resumed()
+                self.timekeeper.connected()
                 self.attempts.connected(now)
                 self._state = None  # the hub hears the state anew
                 self._ask_at = now + ASK_AFTER_S  # retained messages come by themselves
+                self.custody.connected(renewed=news.renewed)
             case Disconnected():
                 self._connected = False
+                self._asking_until = None
+                self._trust.interrupted()
                 self.attempts.disconnected(now)
+            case CertificateRefused():
+                self.custody.certificate_refused(now)
             case Message():
                 self._take(news, now)
             case Oversized():
@@ -297,6 +340,8 @@ class Engine:
                 self._refuse(_subject(news.topic), "too-large", text)
             case Done():
                 self.attempts.take_done(news, now)
+            case Kept():
+                self._take_kept(news, now)
             case Fault():
                 self.attempts.take_fault(news.slot, news.reason, now)
             case Proven():
@@ -323,6 +368,8 @@ class Engine:
                 self._outbox.acknowledge(ack.store, ack.numbers)
                 if ack.at:
                     self._health.hub_time(ack.at)
+            elif topic == topics.down(self._device, "time"):
+                self._take_time(codec.decode(payload, TimeAttestation), now)
             elif topic == topics.down(self._device, "blocks") or topic.startswith(_BLOB):
                 answer: BlockAnswer = codec.decode(payload, BlockAnswer)  # type: ignore[arg-type]  # a union is a type form
                 if isinstance(answer, Block):
@@ -334,12 +381,42 @@ class Engine:
         except ProtocolError as error:
             self._refuse(_subject(topic), "malformed", str(error))
 
+    def _take_time(self, attestation: TimeAttestation, now: float) -> None:
+        """Believe an attested time; what was waited for because of the clock is judged again."""
+        try:
+            self.timekeeper.take(attestation, self._trust.director_roots)
+        except RefusedError as error:
+            self._refuse("attested time", error.reason, str(error))
+            return
+        self._health.hub_time(self.timekeeper.instant().at)
+        if self._judge_at is not None:
+            self._judge_at = now
+        if self._asking_until is not None:
+            self._link.reconnect()
+
+    def _take_kept(self, kept: Kept, now: float) -> None:
+        try:
+            statement = self.custody.take(kept, now)
+        except EnrolmentError as error:
+            self._refuse("certificate", "not-renewed", str(error))
+            return
+        if statement:
+            self._outbox.put(statement, self._clock())
+
+    def _adopt_authorities(self) -> None:
+        """Trust the hub's authorities as the image metadata lists them."""
+        try:
+            self.custody.adopt(self._trust.authorities)
+        except EnrolmentError as error:
+            self._refuse(IMAGE_METADATA, "authorities", str(error))
+
     def _judge(self, now: float) -> None:
         floors = {key: journal.floor for key, journal in self.attempts.journals.items()}
         # If the trust state cannot be written, this says so by an error, and is tried again.
         self._judge_at = now + STORE_AGAIN_S
         verdict = self._trust.judge(now, floors)
         self._judge_at = None
+        self._adopt_authorities()
         if verdict is None:
             if self._wanting == _INCOMPLETE:
                 self._wanting = ""
@@ -383,6 +460,8 @@ class Engine:
 
     def _refuse_metadata(self, refusing: MetadataRefusedError, now: float) -> None:
         self._refuse(refusing.what, refusing.reason, str(refusing), refusing.digest)
+        if refusing.reason == "expired":
+            self.timekeeper.doubted()
         self._want(f"{refusing.what} refused: {refusing.reason}", now)
 
     def _want(self, reason: str, at: float) -> None:
@@ -406,7 +485,9 @@ class Engine:
         self._tell_dropped()
         if now - self._opened_at >= GOOD_S:
             self._starts.went_well()
+        self._ask_time(now)
         if not self._connected:
+            self.custody.tick(now, None)
             return
         self._listen()
         for request in self.attempts.downloads.requests(now):
@@ -414,6 +495,18 @@ class Engine:
         for report in self._outbox.due(now):
             self._link.publish(topics.up(self._device, "report"), codec.encode(report))
         self._publish_state(now)
+        self.custody.tick(now, self._state)
+
+    def _ask_time(self, now: float) -> None:
+        """Ask what time it is when that is due; give up a connection that is for nothing else."""
+        if not self._connected and self._asking_until is None:
+            return
+        question = self.timekeeper.question()
+        if question:
+            self._request(question)
+        if self._asking_until is not None and now >= self._asking_until:
+            self._asking_until = None
+            self._link.reconnect()
 
     def _settle_trust(self, now: float) -> None:
         if self._judge_at is not None and now >= self._judge_at:
@@ -429,12 +522,14 @@ class Engine:
 
     def _wait_s(self) -> float:
         now = self._monotonic()
-        times = [now + MAX_WAIT_S, self.attempts.next_at(), self._judge_at]
+        times = [now + MAX_WAIT_S, self.attempts.next_at(), self._judge_at, self._asking_until]
+        times.append(self.custody.next_at(now, swearing=self._state is not None))
         if self._unapplied is not None:
             times.append(self._apply_at)
         if self._connected:
             times.append(self._ask_at if self._wanting else None)
             times.append(self._outbox.next_at())
+            times.append(self.timekeeper.next_at())
             times.append(self._state_at + self._config.heartbeat_s)
             if self.attempts.downloads.wanted_blobs:
                 times.append(self._state_at + PROGRESS_S)
@@ -487,6 +582,7 @@ class Engine:
             self._refuse(body.what, body.reason, body.text, body.digest)
         else:
             self._outbox.put(body, self._clock())
+            self.custody.swear()
 
     def _refuse(self, what: str, reason: str, text: str, digest: str = "") -> None:
         """Report a refusal, unless the same one was reported a moment ago."""
@@ -498,6 +594,7 @@ class Engine:
             return
         self._refused[key] = now
         log.warning("refused %s (%s): %s", what, reason, text)
+        self.custody.refused(what, reason)
         try:
             self._outbox.put(Refusal(what, reason, text[:2000], digest), self._clock())
         except StoreError as error:
@@ -556,6 +653,8 @@ def _subject(topic: str) -> str:
         return ASSIGNMENT
     if topic.endswith("/down/blocks") or topic.startswith(_BLOB):
         return "artifact block"
+    if topic.endswith("/down/time"):
+        return "attested time"
     return "message"
 
 

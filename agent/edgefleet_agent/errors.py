@@ -20,6 +20,10 @@ class ClaimRefusedError(AgentError):
     """The hub does not accept the claim token; ask the fleet's operator for a new one."""
 
 
+class ApprovalPendingError(AgentError):
+    """A person at the hub has to accept this device's key; try again afterwards."""
+
+
 class EnrolmentError(AgentError):
     """Enrolment cannot go on: already enrolled, or the hub's answer cannot be trusted."""
 

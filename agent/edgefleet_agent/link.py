@@ -12,6 +12,9 @@ Rules:
    held. What is longer than its topic allows is dropped here; both are told about. The inbox is
    bounded, so a flood costs messages, never memory.
 5. A broker that says nothing for `KEEPALIVE_S` is asked, and given up after as long again.
+6. The dates of certificates are checked by a clock that can be right (`timekeeping`, rule 5). Where
+   nobody knows whether it is, and a connection fails for dates alone, the next one leaves them out
+   and is for asking the time only: nothing else is sent or read on it.
 """
 
 import logging
@@ -24,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from edgefleet_agent.trusting.identity import Identity
+from edgefleet_agent.trusting.identity import Credential, Identity
+from edgefleet_agent.trusting.timekeeping import Dates, is_of_dates, relax_dates
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import TooLargeError
 
@@ -51,13 +55,27 @@ _RECORD_BYTES = 16 * 1024
 
 
 class Connected(Struct, frozen=True):
-    """The link is up and every subscription granted."""
+    """The link is up and every subscription granted.
+
+    Attributes:
+        renewed: with a renewed certificate, which may now take the place of the one before.
+        asking: for the time only, see rule 6.
+    """
+
+    renewed: bool = False
+    asking: bool = False
 
 
 class Disconnected(Struct, frozen=True):
     """The link is down, and why."""
 
     reason: str
+
+
+class CertificateRefused(Struct, frozen=True):
+    """The broker has ended the TLS handshake with an alert, and which."""
+
+    alert: str
 
 
 class Message(Struct, frozen=True):
@@ -74,7 +92,7 @@ class Oversized(Struct, frozen=True):
     size_bytes: int
 
 
-Inbound = Connected | Disconnected | Message | Oversized
+Inbound = Connected | Disconnected | CertificateRefused | Message | Oversized
 Deliver = Callable[[Inbound], None]
 
 
@@ -98,6 +116,9 @@ class Link(Protocol):
 
     def unlisten(self, topic: str) -> None:
         """Undo `listen`."""
+
+    def reconnect(self) -> None:
+        """Connect anew, with the certificate that is the newest by then."""
 
 
 def fits(topic: str, size_bytes: int) -> bool:
@@ -155,6 +176,7 @@ class MqttLink:
         jitter: a random number from 0 to 1.
         monotonic: seconds that never go back.
         keepalive_s: see rule 5.
+        dates: whether to check the dates of certificates, see rule 6.
     """
 
     def __init__(
@@ -164,11 +186,14 @@ class MqttLink:
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
         keepalive_s: int = KEEPALIVE_S,
+        dates: Callable[[], Dates] = lambda: "check",
     ) -> None:
         self._identity = identity
         self._jitter = jitter
         self._monotonic = monotonic
         self._keepalive_s = keepalive_s
+        self._dates = dates
+        self._failed_for_dates = self._asking = False
         self._up_at = 0.0
         self._tls_refusal = ""
         self._stop = threading.Event()
@@ -180,6 +205,8 @@ class MqttLink:
         self._subscription: int | None = None
         self._up = False
         self._backoff_s = FIRST_BACKOFF_S
+        self._credential: Credential | None = None
+        self._tries = 0  # since a connection was granted
 
     def start(self, deliver: Deliver) -> None:
         """Connect in the background."""
@@ -219,6 +246,15 @@ class MqttLink:
             if self._up and self._client is not None:
                 self._client.unsubscribe(topic)
 
+    def reconnect(self) -> None:
+        """Give up the present connection; the next one takes the newest certificate."""
+        self._tries = 0
+        if self._asking:
+            self._backoff_s = FIRST_BACKOFF_S  # what made it long was the clock
+        client = self._client
+        if client is not None:
+            client.disconnect()
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self._tls_refusal = ""
@@ -229,7 +265,8 @@ class MqttLink:
                 if not self._stop.is_set():
                     self._client.loop_forever()
             except ssl.SSLError as error:
-                self._tls_refusal = str(error)
+                self._refused_by_tls(error)
+                self._failed_for_dates = is_of_dates(error)
             except (OSError, ValueError) as error:
                 # ValueError: paho's word for a host or port that cannot be used.
                 log.warning("broker not reachable: %s", error)
@@ -239,14 +276,20 @@ class MqttLink:
             self._went_down("connection lost")
             self._stop.wait(self._pause_s())
 
+    def _refused_by_tls(self, error: ssl.SSLError) -> None:
+        self._tls_refusal = str(error)
+        # An alert is the other side's word: it does not take our certificate.
+        if "ALERT" in (error.reason or ""):
+            self._deliver(CertificateRefused(str(error.reason)))
+
     def _pause_s(self) -> float:
         """Return how long to wait before the next try (rule 3)."""
         if self._tls_refusal:
             self._backoff_s = max(self._backoff_s, REFUSED_BACKOFF_S)
             log.error(
                 "no secure connection to the broker: %s. If a certificate has expired or is not yet"
-                " valid, look at this device's clock first; if the broker does not accept this"
-                " device's certificate, enrol it again. Trying again within %.0f s",
+                " valid, look at this device's clock first; an expired certificate of its own is"
+                " renewed by itself, one that was revoked is not. Trying again within %.0f s",
                 self._tls_refusal,
                 self._backoff_s,
             )
@@ -268,7 +311,12 @@ class MqttLink:
         )
         context = ssl.create_default_context(cafile=str(self._identity.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(str(self._identity.certificate), str(self._identity.key))
+        self._choose_dates(context)
+        # A renewed certificate is tried first, and the one before it in turn.
+        held = self._identity.credentials()
+        self._credential = held[self._tries % len(held)]
+        self._tries += 1
+        context.load_cert_chain(str(self._credential.certificate), str(self._credential.key))
         context.sslsocket_class = self._socket_class()
         client.tls_set_context(context)
         client.connect_timeout = CONNECT_TIMEOUT_S
@@ -277,6 +325,18 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         return client
+
+    def _choose_dates(self, context: ssl.SSLContext) -> None:
+        """Apply rule 6 to the next connection."""
+        dates = self._dates()
+        self._asking = dates == "try" and self._failed_for_dates
+        self._failed_for_dates = False
+        if self._asking:
+            log.warning("certificates are out of date by this device's clock: asking the time")
+        elif dates == "skip":
+            log.warning("this device's clock is wrong: connecting without dates of certificates")
+        if self._asking or dates == "skip":
+            relax_dates(context)
 
     def _socket_class(self) -> type[ssl.SSLSocket]:
         """Return the class of one connection's socket: it bounds packets, and remembers alerts."""
@@ -298,7 +358,7 @@ class MqttLink:
                 except ssl.SSLError as error:
                     # In TLS 1.3 the broker's verdict on our certificate comes after the handshake.
                     if not link._up:
-                        link._tls_refusal = str(error)
+                        link._refused_by_tls(error)
                     raise
                 try:
                     bound.follow(data)
@@ -317,6 +377,8 @@ class MqttLink:
         with self._lock:
             wanted = [topics.down_all(self._identity.hub.device), topics.FLEET_META_ALL]
             wanted += sorted(self._extra)
+            if self._asking:
+                wanted = [topics.down(self._identity.hub.device, "time")]
         _, self._subscription = client.subscribe([(topic, 0) for topic in wanted])
 
     def _on_subscribe(
@@ -327,8 +389,10 @@ class MqttLink:
             client.disconnect()
         elif message_id == self._subscription and not self._up:
             self._up, self._up_at = True, self._monotonic()
+            self._tries = 0
             log.info("connected")
-            self._deliver(Connected())
+            renewed = self._credential is not None and self._credential.renewed
+            self._deliver(Connected(renewed and not self._asking, self._asking))
 
     def _on_disconnect(self, _client: "Client", _data: Any, _flags: Any, code: Any, _: Any) -> None:
         self._went_down(str(code))

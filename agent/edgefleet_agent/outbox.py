@@ -5,8 +5,8 @@ Rules:
 1. A report is on disk before it is sent, and stays until the *hub* acknowledges it by number.
 2. Numbers only ever grow; with the random name of the store they name a report for ever, so the
    hub can count each once however often it arrives.
-3. Over the size limit, windows go first, oldest first; then samples, then refusals, oldest first.
-   Results are never dropped.
+3. Over the size limit, windows go first, oldest first; then samples, signed statements and
+   refusals, oldest first. Results are never dropped.
 4. What is not acknowledged is sent again after 5 s, then ever more slowly up to a minute; each
    time somewhat earlier than that, at random.
 5. A disk that cannot be written loses nothing at once. A result is refused (`StoreError`): the
@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from edgefleet_agent.errors import StoreError
-from edgefleet_protocol.messages import Refusal, Report, Result, Samples, Window
+from edgefleet_protocol.messages import Attested, Refusal, Report, Result, Samples, Window
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,15 @@ _WAL_BYTES = 1024 * 1024
 # SQLite would keep 2 MiB of pages; reports are read once, in order.
 _CACHE_KIB = 128
 
-Body = Window | Samples | Result | Refusal
+Body = Window | Samples | Result | Refusal | Attested
 _KINDS: dict[type[Body], str] = {
     Window: "window",
     Samples: "samples",
     Result: "result",
     Refusal: "refusal",
+    Attested: "attested",
 }
-_DROP_ORDER = ("window", "samples", "refusal")
+_DROP_ORDER = ("window", "samples", "attested", "refusal")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS store (name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS report (
@@ -325,7 +326,7 @@ class Outbox:
             return None
         try:
             body = self._decoder.decode(row[1])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             log.exception("report %d cannot be read and is dropped", number)
             with self._opened() as database:
                 database.execute("DELETE FROM report WHERE number = ?", (number,))

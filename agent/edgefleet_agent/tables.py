@@ -1,7 +1,6 @@
 """Rows in a file: CSV with a header, or NPZ. What cannot be read is refused with its line."""
 
 import csv
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +108,9 @@ def _read_npz(path: Path) -> Table:
         with np.load(path, allow_pickle=False) as archive:
             array = np.asarray(archive["rows"], np.float64)
             labels = [str(label) for label in archive["labels"]] if "labels" in archive else []
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy lets errors of zipfile, zlib, ast and tokenize through
         raise SourceError(
             f"{path} is no NPZ with an array 'rows' of numbers (and 'labels'): {error}"
         ) from error

@@ -1,5 +1,6 @@
 """Fakes that implement the agent's production interfaces, for tests of this and other rooms."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from tuf.api.metadata import (
 from edgefleet_agent.agent import build_engine
 from edgefleet_agent.config import Config
 from edgefleet_agent.link import Connected, Deliver, Disconnected, Message, Oversized, fits
-from edgefleet_agent.trusting import identity, tufclient
+from edgefleet_agent.trusting import identity, renewal, tufclient
+from edgefleet_agent.trusting.testing import Delegating
 from edgefleet_agent.updating.journal import key_of
 from edgefleet_protocol import blocks, codec, golden, manifest, sketch, topics
 from edgefleet_protocol import rows as rows_
+from edgefleet_protocol.attesting import TimeStatement, signed_time
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.manifest import Manifest, Runtime
 from edgefleet_protocol.messages import (
@@ -40,6 +43,8 @@ from edgefleet_protocol.messages import (
     Request,
     State,
     SyncRequest,
+    TimeAttestation,
+    TimeRequest,
 )
 from edgefleet_protocol.trust import (
     INSTRUCTIONS_FIELD,
@@ -92,6 +97,12 @@ class MemoryLink:
     def unlisten(self, topic: str) -> None:
         """Undo `listen`."""
         self.listening.discard(topic)
+
+    def reconnect(self) -> None:
+        """Go down and up again, with a renewed certificate."""
+        self.disconnect("a renewed certificate is there")
+        self._up = True
+        self._deliver(Connected(renewed=True))
 
     def connect(self) -> None:
         """Bring the link up."""
@@ -355,6 +366,12 @@ class Repository:
         timestamp = self._sign(Timestamp(version, expires=expires, snapshot_meta=MetaFile(version)))
         return {"targets": listed, "snapshot": snapshot, "timestamp": timestamp}
 
+    def attest(self, statement: TimeStatement) -> TimeAttestation:
+        """Sign a time, as the director does with its timestamp key."""
+        data = msgspec.msgpack.encode(statement)
+        signature = self._signer.sign(signed_time(data))
+        return TimeAttestation(data, signature.keyid, bytes.fromhex(signature.signature))
+
     def _sign(self, role: S) -> bytes:
         signed = Metadata(role)
         signed.sign(self._signer)
@@ -367,19 +384,33 @@ class HubDouble:
     Attributes:
         blobs: what it serves, by digest.
         reports: every report that arrived, acknowledged or not.
-        requests: every request that arrived.
+        requests: every request for blocks or documents that arrived.
+        questions: every request for the time that arrived.
         states: every state that arrived.
+        clock: of the time that it attests, Unix seconds.
+        attests: whether it answers questions for the time.
+        challenge: in its attestations.
     """
 
-    def __init__(self, device: str = "cam-1") -> None:
+    def __init__(self, device: str = "cam-1", image: Delegating | None = None) -> None:
+        """Make the keys.
+
+        Args:
+            device: that it serves.
+            image: its image repository; None for one without delegations.
+        """
         self.device = device
-        self.image = Repository(timedelta(days=7))
+        self.image: Repository | Delegating = image or Repository(timedelta(days=7))
         self.director = Repository()
         self.blobs: dict[str, bytes] = {}
         self.reports: list[Report] = []
         self.requests: list[BlockRequest | SyncRequest] = []
+        self.questions: list[TimeRequest] = []
         self.states: list[State] = []
         self.sequence = 0
+        self.clock: Callable[[], float] = time.time
+        self.attests = True
+        self.challenge = bytes(range(16))
         self._listed: dict[str, TargetFile] = {}
 
     def identity_into(self, store: Path) -> None:
@@ -480,7 +511,10 @@ class HubDouble:
                     ack = Ack(report.store, [report.number])
                     link.send(topics.down(self.device, "ack"), codec.encode(ack))
             else:
-                request: BlockRequest | SyncRequest = codec.decode(payload, Request)  # type: ignore[arg-type]  # a union is a type form
+                request: Request = codec.decode(payload, Request)  # type: ignore[arg-type]  # a union is a type form
+                if isinstance(request, TimeRequest):
+                    self._attest(link, request)
+                    continue
                 self.requests.append(request)
                 if isinstance(request, BlockRequest):
                     self._serve(link, request)
@@ -495,6 +529,14 @@ class HubDouble:
         """Return one block; a test replaces this to serve something else."""
         start = index * blocks.BLOCK_BYTES
         return self.blobs[digest][start : start + blocks.BLOCK_BYTES]
+
+    def _attest(self, link: MemoryLink, request: TimeRequest) -> None:
+        """Say what time it is; its metadata expires by the same clock."""
+        self.questions.append(request)
+        if self.attests:
+            statement = TimeStatement(self.device, request.nonce, self.clock(), self.challenge)
+            answer = codec.encode(self.director.attest(statement))
+            link.send(topics.down(self.device, "time"), answer)
 
     def _serve(self, link: MemoryLink, request: BlockRequest) -> None:
         topic = topics.down(self.device, "blocks")
@@ -539,6 +581,11 @@ class Clock:
         return self.now
 
 
+def no_keys(_request: renewal.Request) -> renewal.Answer:
+    """Answer as the program that holds the keys does for an identity without certificates."""
+    return renewal.Answer("damaged", "this identity holds no certificate")
+
+
 class Rig:
     """An engine on a store, driven step by step on the test's thread, with a hub double.
 
@@ -556,6 +603,7 @@ class Rig:
         config: Config | None = None,
         surroundings: Mapping[str, Any] | None = None,
         alive: Callable[[], None] = lambda: None,
+        ask_keyholder: renewal.Ask = no_keys,
     ) -> None:
         """Open the store; enrol it first if it is new.
 
@@ -566,6 +614,7 @@ class Rig:
             surroundings: fields of `Surroundings`; slow work runs on this thread unless
                 `start` says otherwise.
             alive: called in each turn of the engine.
+            ask_keyholder: stands for the program that holds the device's keys.
         """
         self.store, self.hub = store, hub
         if not identity.is_enrolled(store):
@@ -587,6 +636,8 @@ class Rig:
             },
             alive=alive,
             run_client=tufclient.refresh,
+            check_time=tufclient.check_time,
+            ask_keyholder=ask_keyholder,
         )
         self.link.start(self.engine.deliver)
         self.engine.open()

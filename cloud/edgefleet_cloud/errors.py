@@ -3,6 +3,8 @@
 No web-framework type appears here: the API maps each family to one status code (`api/errors.py`).
 """
 
+import math
+
 
 class HubError(Exception):
     """Base of every error that the hub raises on purpose. Its text is fit for a person."""
@@ -29,6 +31,19 @@ class DeniedError(HubError):
 
 class UnknownCallerError(DeniedError):
     """The caller did not show who they are (HTTP 401)."""
+
+
+class LimitedError(HubError):
+    """Too often; later it may work (HTTP 429).
+
+    Args:
+        text: what was too much.
+        wait_s: how long to wait.
+    """
+
+    def __init__(self, text: str, wait_s: float) -> None:
+        self.wait_s = max(1, math.ceil(wait_s))
+        super().__init__(f"{text}; wait {self.wait_s} s")
 
 
 class DamagedError(HubError):

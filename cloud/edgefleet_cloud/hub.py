@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
@@ -18,10 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import uvicorn
 
+from edgefleet_cloud import __version__
 from edgefleet_cloud.api.app import create_app
-from edgefleet_cloud.broker.embedded import EmbeddedBroker
+from edgefleet_cloud.broker.chosen import Broker, open_broker
 from edgefleet_cloud.broker.link import Link
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import ConflictError, HubError
@@ -29,16 +30,29 @@ from edgefleet_cloud.fleet import assignments
 from edgefleet_cloud.jobs.runner import JobRunner
 from edgefleet_cloud.monitoring import service as monitoring
 from edgefleet_cloud.registry import service as registry
+from edgefleet_cloud.registry import signatures
 from edgefleet_cloud.retraining import service as retraining
+from edgefleet_cloud.rollouts import awaited
 from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.scheduler import Part, Scheduler
 from edgefleet_cloud.services import Services
-from edgefleet_cloud.settings import Settings
+from edgefleet_cloud.settings import Settings, described
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.trust import durable
+from edgefleet_cloud.trust.audit import attesting
+from edgefleet_cloud.trust.audit import log as audit
+from edgefleet_cloud.trust.audit.checkpoints import Checkpoints
+from edgefleet_cloud.trust.audit.keys import SigningKey
 from edgefleet_cloud.trust.identity.authority import Authority, KeyPair
+from edgefleet_cloud.trust.people import bootstrap
+from edgefleet_cloud.trust.repositories import founding
 from edgefleet_cloud.trust.repositories.director import Director
 from edgefleet_cloud.trust.repositories.images import ImageRepository
+from edgefleet_cloud.trust.repositories.keys import Secrets
+from edgefleet_cloud.trust.repositories.online import OnlineKeys
+from edgefleet_cloud.trust.repositories.reminder import Reminder
+from edgefleet_cloud.values import Json
+from edgefleet_protocol.trust import Fleet
 
 API_START_TIMEOUT_S = 20.0
 # Requests under way get so long to end when the hub stops.
@@ -73,15 +87,19 @@ def running(settings: Settings, clock: Callable[[], float] = time.time) -> Itera
     with ExitStack() as stack:
         stack.enter_context(_lock(settings.home))
         listener = stack.enter_context(_listen(settings.api_host, settings.api_port))
-        woken = threading.Event()
-        services = _open(settings, clock, woken)
+        woken, alarmed = threading.Event(), threading.Event()
+
+        def wake() -> None:
+            woken.set()
+            alarmed.set()
+
+        services = _open(settings, clock, wake)
         stack.callback(services.database.close)
-        broker = EmbeddedBroker(
-            settings, services.authority, settings.home / "broker", services.database, clock
-        )
+        stack.enter_context(_recorded(services))
+        broker = open_broker(settings, services.authority, services.database, clock)
         _start_broker(broker, settings)
         stack.callback(broker.stop)
-        link = Link(services)
+        link = Link(services, lambda: broker.usable)
         link.start()
         stack.callback(link.stop)
         jobs = JobRunner(
@@ -92,12 +110,16 @@ def running(settings: Settings, clock: Callable[[], float] = time.time) -> Itera
             clock=clock,
         )
         stack.callback(jobs.close)
-        api = Api(services, listener, _operator_token(settings.home))
-        scheduler = Scheduler(_parts(services, jobs, link, broker, api), settings.tick_s, woken)
+        bootstrap.ensure_admin(services.database, settings.home, clock())
+        api = Api(services, listener)
+        scheduler = Scheduler(_parts(services, jobs, link, api), settings.tick_s, woken)
+        # By itself: who was shut out does not stay because something else takes its time.
+        guard = Scheduler([Part("broker", broker.supervise)], settings.tick_s, alarmed)
         api.start()
         stack.callback(api.stop)
-        scheduler.start()
-        stack.callback(scheduler.stop)
+        for rounds in (scheduler, guard):
+            rounds.start()
+            stack.callback(rounds.stop)
         url = f"https://{_reachable(settings.api_host)}:{settings.api_port}"
         _write_client_files(settings.home, services.authority, url)
         yield Hub(services, scheduler, link, url, api.failed)
@@ -106,18 +128,21 @@ def running(settings: Settings, clock: Callable[[], float] = time.time) -> Itera
 class Api:
     """The HTTPS server in a thread of its own, with a certificate from the hub's authority."""
 
-    def __init__(self, services: Services, listener: socket.socket, token: str) -> None:
+    def __init__(self, services: Services, listener: socket.socket) -> None:
         self._services = services
         self._listener = listener
         self._pair = self._certificate()
+        self._generation = services.authority.generation
         self._config = uvicorn.Config(
-            create_app(services, token),
+            create_app(services),
             ssl_certfile=self._pair.certificate,
             ssl_keyfile=self._pair.key,
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=bool(services.settings.trusted_proxies),
+            forwarded_allow_ips=services.settings.trusted_proxies,
             timeout_graceful_shutdown=GRACE_S,
         )
         self._server = uvicorn.Server(self._config)
@@ -144,9 +169,14 @@ class Api:
         self._thread.join()
 
     def renew(self) -> None:
-        """Take a new certificate when the present one is due; connections made since use it."""
-        if self._pair.renew_at <= self._services.clock() and self._config.ssl is not None:
-            self._pair = self._certificate()
+        """Take a new certificate when the present one is due, or its authority has been replaced.
+
+        Connections made since then use it.
+        """
+        authority = self._services.authority
+        due = self._pair.renew_at <= self._services.clock()
+        if (due or self._generation != authority.generation) and self._config.ssl is not None:
+            self._pair, self._generation = self._certificate(), authority.generation
             self._config.ssl.load_cert_chain(self._pair.certificate, self._pair.key)
             logger.info("the API has a new certificate")
 
@@ -164,23 +194,79 @@ class Api:
         return self._services.authority.issue_server("api", hosts, settings.home / "api")
 
 
-def _open(settings: Settings, clock: Callable[[], float], woken: threading.Event) -> Services:
+def _open(settings: Settings, clock: Callable[[], float], wake: Callable[[], None]) -> Services:
     home = settings.home
+    database = Database(settings.sqlalchemy_url)
+    authority = Authority.open(home / "authority", clock)
+    checkpoints = Checkpoints.open(database, home / "audit", clock)
+    builder = SigningKey.open(home / "builder")
+    if not founding.is_founded(home):
+        _found(home, first_fleet(home, clock), clock())
+    secrets = Secrets(os.environ)
     return Services(
         settings=settings,
-        database=Database(settings.sqlalchemy_url),
+        database=database,
         store=Store(home / "store"),
-        authority=Authority.open(home / "authority", clock),
-        images=ImageRepository.open(home / "images", clock),
-        director=Director.open(home / "director", clock),
+        authority=authority,
+        images=ImageRepository.open(
+            home / "images",
+            clock,
+            OnlineKeys.open(home / "images" / "keys", settings.online_keys, secrets),
+        ),
+        director=Director.open(
+            home / "director",
+            clock,
+            OnlineKeys.open(home / "director" / "keys", settings.online_keys, secrets),
+        ),
+        audit=checkpoints,
+        builder=builder,
         clock=clock,
-        wake=woken.set,
+        wake=wake,
     )
 
 
-def _parts(
-    services: Services, jobs: JobRunner, link: Link, broker: EmbeddedBroker, api: Api
-) -> list[Part]:
+def first_fleet(home: Path, clock: Callable[[], float]) -> Json:
+    """Return the first content of the fleet's signed field; makes the keys that it names."""
+    fleet = Fleet(
+        Authority.open(home / "authority", clock).authorities,
+        [SigningKey.open(home / "audit").public_pem],
+        [SigningKey.open(home / "builder").public_pem],
+    )
+    described: Json = msgspec.to_builtins(fleet)
+    return described
+
+
+def _found(home: Path, fleet: Json, now: float) -> None:
+    """Make the first keys and roots, or put those in place that people have signed."""
+    begun = founding.begun(home)
+    if begun:
+        founding.put_in_place(home, begun)
+        return
+    folder = founding.by_hub(home, fleet, now)
+    logger.warning(
+        "the offline keys of this fleet are in %s: move the folder to where the hub's machine"
+        " cannot read it, and keep its PASSPHRASE elsewhere (docs/trust.md)",
+        folder,
+    )
+
+
+@contextmanager
+def _recorded(services: Services) -> Iterator[None]:
+    """Write down that the hub runs, with which settings; sign the log when it ends."""
+    database, clock, host = services.database, services.clock, services.settings.public_host
+    after = described(services.settings) | {"version": __version__}
+    with database.write() as session:
+        audit.record(session, "hub.start", host, clock(), after=after)
+        for key, name in ((services.audit.key, "audit"), (services.builder, "builder")):
+            if not audit.knows(session, "key.create", key.keyid):
+                audit.record(session, "key.create", key.keyid, clock(), after={"key": name})
+    yield
+    with database.write() as session:
+        audit.record(session, "hub.stop", host, clock())
+    services.audit.sign()
+
+
+def _parts(services: Services, jobs: JobRunner, link: Link, api: Api) -> list[Part]:
     """Return what every round does, each step on what the ones before it have committed."""
     database, store, clock = services.database, services.store, services.clock
 
@@ -198,13 +284,27 @@ def _parts(
 
     def advance() -> None:
         with database.write() as session:
+            awaited.start(session, clock())
             rollouts.advance(session, clock())
+
+    def keep_token() -> None:
+        bootstrap.prolong(database, clock())
+
+    def attest() -> None:
+        attesting.attest_due(database, store, services.builder, clock())
 
     def images() -> None:
         with database.read() as session:
             entries = registry.image_entries(session, store)
         services.images.sync(entries)
         services.images.refresh()
+        with database.read() as session:
+            concerned = signatures.is_concerned(session, services.images)
+        if concerned:
+            with database.write() as session:
+                assignments.order_signed(session, signatures.settle(session, services.images))
+
+    reminder = Reminder(services.images, services.director, database, services.settings.home, clock)
 
     def sign() -> None:
         assignments.sign_due(database, store, services.director, services.settings, clock())
@@ -215,11 +315,14 @@ def _parts(
         Part("retraining triggers", check),
         Part("retraining decisions", conclude),
         Part("rollouts", advance),
+        Part("provenance", attest),
         Part("image repository", images),
         Part("assignments", sign),
         Part("link", link.publish_pending),
-        Part("broker", broker.supervise),
         Part("API certificate", api.renew),
+        Part("admin token", keep_token),
+        Part("audit", services.audit.tick),
+        Part("trust", reminder.tick),
     ]
 
 
@@ -253,7 +356,7 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _start_broker(broker: EmbeddedBroker, settings: Settings) -> None:
+def _start_broker(broker: Broker, settings: Settings) -> None:
     try:
         broker.start()
     except HubError as error:
@@ -269,19 +372,6 @@ def _port_in_use(what: str, host: str, port: int, error: Exception) -> ConflictE
         f"the {what} cannot listen on {host}:{port}: {reason}. Stop what uses it, or give another"
         f" port with {option}"
     )
-
-
-def _operator_token(home: Path) -> str:
-    """Return the operator token, made at the first start."""
-    path = home / "admin.token"
-    if not path.exists():
-        durable.write(path, secrets.token_urlsafe(32).encode() + b"\n", mode=durable.PRIVATE)
-    token = path.read_text(encoding="ascii").strip()
-    if len(token) < 32:
-        raise ConflictError(
-            f"{path} holds no token of 32 characters or more; remove it for a new one"
-        )
-    return token
 
 
 def _write_client_files(home: Path, authority: Authority, url: str) -> None:

@@ -131,6 +131,12 @@ def report(fraction: float, text: str) -> None:
         _notices.send_bytes(msgspec.msgpack.encode((float(fraction), notice)))
 
 
+def _environment() -> dict[str, str]:
+    """Return the child's environment: without the settings of a hub, some of which are secrets."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGEFLEET_")}
+    return kept | {"PYTHONHASHSEED": "0"}
+
+
 def _start(request: IO[bytes], log: IO[bytes], descriptors: list[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _ENTRY, *map(str, descriptors)],
@@ -138,7 +144,7 @@ def _start(request: IO[bytes], log: IO[bytes], descriptors: list[int]) -> subpro
         stdout=log,
         stderr=subprocess.STDOUT,
         pass_fds=descriptors,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
+        env=_environment(),
         start_new_session=True,  # so that its own children can be killed with it
     )
 

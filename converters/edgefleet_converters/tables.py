@@ -22,6 +22,10 @@ from edgefleet_protocol.sketch import MAX_FEATURES
 if TYPE_CHECKING:
     import pandas as pd
 
+# Of a Parquet file, before it is unpacked: 800 MB of numbers.
+MAX_CELLS = 100_000_000
+# Of a column of text, all cells together.
+MAX_CHARACTERS = 200_000_000
 _PARQUET_MAGIC = b"PAR1"
 _SEPARATORS = ";\t|"
 Column = NDArray[np.float64] | NDArray[np.object_]
@@ -215,12 +219,29 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(file)
+        _check_cells(file, metadata)
+        # As it is written: each text once, and a number for each cell.
+        columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        table = pq.read_table(file, read_dictionary=texts)
+        _check_names(file, table.column_names)
+        # Here, too: what the pages of a damaged file hold shows only when it is used.
+        frame: pd.DataFrame = table.to_pandas()
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise BadInputError(f"{file}: broken Parquet file: {error}") from error
-    _check_names(file, table.column_names)
-    frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def _check_cells(file: Path, metadata: Any) -> None:
+    """Refuse more cells than are ever needed: a few bytes can stand for billions of equal ones."""
+    cells = sum(
+        metadata.row_group(group).column(column).num_values
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    if not 0 <= cells <= MAX_CELLS:
+        raise BadInputError(f"{file}: {cells} cells; at most {MAX_CELLS} are read")
 
 
 def _column(file: Path, name: object, series: "pd.Series[Any]") -> Column:
@@ -234,9 +255,21 @@ def _column(file: Path, name: object, series: "pd.Series[Any]") -> Column:
             f"{file}: column {name!r} has the type {series.dtype}; expected numbers or text"
         )
     cells = np.empty(len(series), object)
-    cells[:] = [
-        None if missing else str(cell) for cell, missing in zip(series, series.isna(), strict=True)
-    ]
+    if isinstance(series.dtype, types.CategoricalDtype):
+        # By its words: as a series, pandas would write each of them out for each cell.
+        words = [str(word) for word in series.cat.categories]
+        cells[:] = [None if code < 0 else words[code] for code in series.cat.codes]
+    else:
+        cells[:] = [
+            None if missing else str(cell)
+            for cell, missing in zip(series, series.isna(), strict=True)
+        ]
+    characters = sum(len(cell) for cell in cells if cell is not None)
+    if characters > MAX_CHARACTERS:
+        raise BadInputError(
+            f"{file}: column {name!r} has {characters} characters;"
+            f" at most {MAX_CHARACTERS} are read"
+        )
     if all(cell is None for cell in cells):
         return np.full(len(cells), np.nan)
     return cells

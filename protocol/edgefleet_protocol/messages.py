@@ -16,7 +16,9 @@ VERSION = 1
 
 Name = Annotated[str, Meta(max_length=64)]
 Text = Annotated[str, Meta(max_length=2000)]
-Digest = Annotated[str, Meta(min_length=64, max_length=64)]
+# The form is checked here because digests become names of files. The length is too: `$` lets a line
+# end pass.
+Digest = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0)]
 Metadata = Annotated[bytes, Meta(max_length=400_000)]
 Lane = Literal["primary", "challenger"]
@@ -209,6 +211,18 @@ class Refusal(Struct, frozen=True, omit_defaults=True, tag="refusal"):
     digest: Annotated[str, Meta(max_length=64)] = ""
 
 
+class Attested(Struct, frozen=True, tag="attested"):
+    """What the device runs, signed with its own key: neither a broker nor the network can alter it.
+
+    Attributes:
+        statement: `statements.DeviceStatement` as msgpack, signed as these bytes.
+        signature: of `statements.signed_statement(statement)`.
+    """
+
+    statement: Annotated[bytes, Meta(max_length=64_000)]
+    signature: Annotated[bytes, Meta(max_length=512)]
+
+
 class Report(Struct, frozen=True, omit_defaults=True):
     """`up/report`: one entry of the device's outbox, repeated until the hub acknowledges it.
 
@@ -223,7 +237,7 @@ class Report(Struct, frozen=True, omit_defaults=True):
     store: Name
     number: Count
     at: float
-    body: Window | Samples | Result | Refusal
+    body: Window | Samples | Result | Refusal | Attested
     version: int = VERSION
 
 
@@ -243,7 +257,17 @@ class SyncRequest(Struct, frozen=True, omit_defaults=True, tag="sync"):
     reason: Text = ""
 
 
-Request = BlockRequest | SyncRequest
+class TimeRequest(Struct, frozen=True, omit_defaults=True, tag="time"):
+    """`up/request`: the device wants to know the time, attested by the director.
+
+    Attributes:
+        nonce: random, so that no answer to an earlier question fits.
+    """
+
+    nonce: Annotated[bytes, Meta(min_length=16, max_length=32)]
+
+
+Request = BlockRequest | SyncRequest | TimeRequest
 
 
 class Block(Struct, frozen=True, tag="block"):
@@ -276,6 +300,20 @@ class Assignment(Struct, frozen=True):
     snapshot: Metadata
     targets: Metadata
     version: int = VERSION
+
+
+class TimeAttestation(Struct, frozen=True):
+    """`down/time`: what time it is, signed by the director's timestamp key.
+
+    Attributes:
+        statement: `attesting.TimeStatement` as msgpack, signed as these bytes.
+        keyid: of the key, as the director's root names it.
+        signature: of `attesting.signed_time(statement)`.
+    """
+
+    statement: Annotated[bytes, Meta(max_length=1000)]
+    keyid: Digest
+    signature: Annotated[bytes, Meta(max_length=1000)]
 
 
 class Ack(Struct, frozen=True):

@@ -9,7 +9,7 @@ from edgefleet_protocol.errors import MalformedError
 
 PREFIX = "ef/1"
 UP_KINDS = frozenset({"state", "report", "request"})
-DOWN_KINDS = frozenset({"assignment", "blocks", "ack"})
+DOWN_KINDS = frozenset({"assignment", "blocks", "ack", "time"})
 ALL_UP = f"{PREFIX}/d/+/up/+"
 FLEET_META_ALL = f"{PREFIX}/fleet/meta/+"
 

@@ -29,7 +29,10 @@ from edgefleet_protocol.messages import Count, Name
 
 # Key of edgefleet's signed field in the director's targets role.
 INSTRUCTIONS_FIELD = "edgefleet"
+# Likewise in the image repository's top-level targets role.
+FLEET_FIELD = "edgefleet"
 Role = Literal["primary", "shadow", "split"]
+Pems = Annotated[list[Annotated[str, Meta(max_length=8_000)]], Meta(max_length=8)]
 
 
 class ImageTarget(Struct, frozen=True, omit_defaults=True):
@@ -38,6 +41,7 @@ class ImageTarget(Struct, frozen=True, omit_defaults=True):
     Attributes:
         release: counts releases of the model over its whole life; only ever grows.
         boards: that may run it; empty for all.
+        provenance: digest of the signed statement of what the bundle was made of.
     """
 
     model: Name
@@ -46,6 +50,7 @@ class ImageTarget(Struct, frozen=True, omit_defaults=True):
     release: Count
     runtime: Runtime
     boards: Annotated[list[Name], Meta(max_length=64)] = field(default_factory=list)
+    provenance: Annotated[str, Meta(max_length=64)] = ""
 
 
 class SamplePolicy(Struct, frozen=True, omit_defaults=True):
@@ -106,6 +111,20 @@ class Instructions(Struct, frozen=True):
 
     device: Name
     sequence: Count
+
+
+class Fleet(Struct, frozen=True):
+    """Signed field of the image repository's top-level targets role.
+
+    Attributes:
+        authorities: PEM certificates of the hub CAs that devices trust, the newest first.
+        audit_keys: PEM public keys that sign the hub's log of decisions.
+        builder_keys: PEM public keys that sign where bundles came from.
+    """
+
+    authorities: Pems = field(default_factory=list)
+    audit_keys: Pems = field(default_factory=list)
+    builder_keys: Pems = field(default_factory=list)
 
 
 def target_path(model: str, release: int, variant: str) -> str:
@@ -169,6 +188,7 @@ def cross_check(
 
     Raises:
         RefusedError: `mix-and-match`, `incompatible-board` or `rollback`.
+        MalformedError: if the hash is no SHA-256 digest.
     """
     if director_length != image_length or dict(director_hashes) != dict(image_hashes):
         raise RefusedError(
@@ -176,6 +196,8 @@ def cross_check(
         )
     if "sha256" not in image_hashes:
         raise RefusedError("mix-and-match", f"{path}: signed metadata gives no sha256 hash")
+    # TUF bounds neither length nor form of a hash; here it becomes the name of a file.
+    identifiers.digest(image_hashes["sha256"])
     for name in ("model", "version", "variant", "release", "runtime"):
         said, vouched = getattr(director, name), getattr(image, name)
         if said != vouched:

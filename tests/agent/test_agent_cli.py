@@ -110,6 +110,7 @@ def test_status_shows_models_and_waiting_reports(
         "device cam-1, hub https://localhost; the agent does not run",
         "last heard from the hub: never; reports waiting: 1",
         "link unmetered, no limit",
+        "certificate: cannot be read; see edgefleet-agent doctor",
         "model    lane     version  release  variant           runtime      attempt  step",
         "colours  primary  v1       1        onnxruntime-test  onnxruntime  1        confirmed",
     ]

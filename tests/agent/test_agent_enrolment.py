@@ -253,9 +253,7 @@ def test_a_hub_that_does_not_answer_has_its_own_exit_code(
 def test_plain_http_is_refused(store: Path, hub_server: FakeHub) -> None:
     claim = enrolment.parse_claim(hub_server.token)
     with pytest.raises(ConfigError, match="expected https://HOST:PORT"):
-        enrolment.enrol(
-            store, "http://127.0.0.1:1", claim, board="rpi4", runtimes={}, memory_bytes=1
-        )
+        enrolment.enrol(store, "http://127.0.0.1:1", claim, enrolment.Machine("rpi4", {}, 1))
 
 
 def other_certificate(hub: FakeHub, name: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from edgefleet_agent.link import (
     MIN_WAIT_S,
     REFUSED_BACKOFF_S,
     STEADY_S,
+    CertificateRefused,
     Connected,
     Disconnected,
     Inbound,
@@ -41,6 +42,7 @@ from edgefleet_agent.link import (
 )
 from edgefleet_agent.testing import MemoryLink
 from edgefleet_agent.trusting import identity
+from edgefleet_agent.trusting.timekeeping import Dates
 from edgefleet_protocol import codec
 from edgefleet_protocol.errors import TooLargeError
 
@@ -57,6 +59,7 @@ class Authority:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.shift = timedelta()  # of the dates of what is issued next
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._make("ca", self.key, ca=True)
         self.ca = folder / "ca.pem"
@@ -79,7 +82,7 @@ class Authority:
     def _make(
         self, name: str, key: ec.EllipticCurvePrivateKey, *, ca: bool = False
     ) -> x509.Certificate:
-        now = datetime.now(UTC)
+        now = datetime.now(UTC) + self.shift
         issuer = self.key.public_key()
         builder = (
             x509.CertificateBuilder()
@@ -160,6 +163,22 @@ def _free_port() -> int:
         return port
 
 
+def held(
+    store: Path, hub: identity.Hub, key: Path, certificate: Path, ca: Path
+) -> identity.Identity:
+    """Return an identity of these files."""
+    identity.save(
+        store,
+        hub,
+        key=key.read_bytes(),
+        certificate=certificate.read_bytes(),
+        ca=ca.read_bytes(),
+        image_root=b"",
+        director_root=b"",
+    )
+    return identity.load(store)
+
+
 class Heard:
     """What a link delivered, to be waited for."""
 
@@ -193,14 +212,8 @@ def connect(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., tuple[Mqtt
         device: str = "cam-1", authority: Authority | None = None, **options: Any
     ) -> tuple[MqttLink, Heard]:
         certificate, key = (authority or broker.authority).issue(device)
-        known = identity.Identity(
-            identity.Hub(device, "127.0.0.1", broker.port, ""),
-            key,
-            certificate,
-            broker.authority.ca,
-            b"",
-            b"",
-        )
+        hub = identity.Hub(device, "127.0.0.1", broker.port, "")
+        known = held(tmp_path / f"store-{len(links)}", hub, key, certificate, broker.authority.ca)
         link, heard = MqttLink(known, jitter=lambda: 0.0, **options), Heard()
         links.append(link)
         link.start(heard.queue.put)
@@ -277,7 +290,8 @@ def test_a_certificate_of_another_authority_does_not_connect(
 ) -> None:
     (tmp_path / "other").mkdir()
     _, heard = connect("cam-1", Authority(tmp_path / "other"))
-    assert heard.nothing()
+    assert isinstance(heard.next(), CertificateRefused)
+    assert all(isinstance(news, CertificateRefused) for news in list(heard.queue.queue))
 
 
 @needs_broker
@@ -319,6 +333,37 @@ def test_a_broker_that_says_nothing_any_more_is_given_up(
     assert isinstance(heard.next(10.0), Disconnected)
     broker.process.send_signal(signal.SIGCONT)
     assert heard.next(30.0) == Connected()
+
+
+@needs_broker
+def test_a_broker_that_is_out_of_date_by_the_device_s_clock_is_asked_the_time_and_nothing_else(
+    broker: Broker, connect: Callable[..., tuple[MqttLink, Heard]], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.authority.shift = timedelta(days=-400)
+    broker.authority.issue("broker")
+    broker.kill()
+    broker.start()
+    broker.authority.shift = timedelta()
+    dates: list[Dates] = ["try"]
+    link, heard = connect(dates=lambda: dates[-1])
+    assert heard.next(60.0) == Connected(asking=True)
+    link.publish("ef/1/fleet/meta/targets", b"metadata")
+    link.publish("ef/1/d/cam-1/down/assignment", b"assignment")
+    link.publish("ef/1/d/cam-1/down/time", b"an answer")
+    assert heard.next() == Message("ef/1/d/cam-1/down/time", b"an answer")
+    # The answer says that the device's clock is right: the broker is out of date indeed.
+    dates.append("check")
+    link.reconnect()
+    assert isinstance(heard.next(), Disconnected)
+    refused = "certificate has expired"
+    deadline = time.monotonic() + 60
+    while caplog.text.count(refused) < 2:  # before it asked, and now
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # It says that the clock is wrong: dates are left out.
+    dates.append("skip")
+    assert heard.next(60.0) == Connected()
+    assert "connecting without dates of certificates" in caplog.text
 
 
 class Pauses(threading.Event):
@@ -376,7 +421,7 @@ def puppet(tmp_path: Path) -> Iterator[Callable[..., tuple[MqttLink, Heard, Paus
         served = Puppet(authority, act)
         certificate, key = authority.issue("cam-1")
         hub = identity.Hub("cam-1", "127.0.0.1", served.port, "")
-        known = identity.Identity(hub, key, certificate, authority.ca, b"", b"")
+        known = held(tmp_path / "store", hub, key, certificate, authority.ca)
         link, heard, pauses = MqttLink(known, jitter=lambda: 1.0, **options), Heard(), Pauses()
         link._stop = pauses
         made.append((link, served))
@@ -435,9 +480,8 @@ def test_a_connection_that_has_lasted_makes_the_pause_short_again(
 def test_a_pause_is_a_random_part_and_never_nothing(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("cam-1")
-    known = identity.Identity(
-        identity.Hub("cam-1", "127.0.0.1", 1, ""), key, certificate, authority.ca, b"", b""
-    )
+    hub = identity.Hub("cam-1", "127.0.0.1", 1, "")
+    known = held(tmp_path / "store", hub, key, certificate, authority.ca)
     numbers = iter([0.0, 0.25, 1.0])
     link = MqttLink(known, jitter=lambda: next(numbers))
     assert [link._pause_s() for _ in range(3)] == [MIN_WAIT_S, 0.5, 4.0]
@@ -453,14 +497,16 @@ def test_a_refused_certificate_is_said_clearly_and_tried_slowly(
     certificate, key = (other if side == "device" else broker.authority).issue("cam-1")
     ca = other.ca if side == "broker" else broker.authority.ca
     hub = identity.Hub("cam-1", "127.0.0.1", broker.port, "")
-    link = MqttLink(identity.Identity(hub, key, certificate, ca, b"", b""), jitter=lambda: 1.0)
+    link = MqttLink(held(tmp_path / "store", hub, key, certificate, ca), jitter=lambda: 1.0)
     pauses = link._stop = Pauses()
     heard = Heard()
     link.start(heard.queue.put)
     waited = [pauses.asked.get(timeout=20) for _ in range(4)]
     link.stop()
     assert waited == [REFUSED_BACKOFF_S, 30.0, 60.0, 60.0]
-    assert heard.queue.empty()
+    told = list(heard.queue.queue)
+    assert len(told) == (4 if side == "device" else 0)
+    assert all(isinstance(news, CertificateRefused) for news in told)
     assert "no secure connection to the broker: " in caplog.text
     assert "look at this device's clock first" in caplog.text
 

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgefleet_agent.errors import StoreError
@@ -23,7 +25,8 @@ class Counting:
         self.broken = False
 
     def __call__(self, request: refresh.Request) -> refresh.Outcome:
-        self.folders.append(Path(request.folder).name)
+        judged = (request.director, request.image)
+        self.folders.append("+".join(Path(one.folder).name for one in judged if one))
         if self.broken:
             raise StoreError("the child ended")
         return tufclient.refresh(request)
@@ -46,14 +49,14 @@ def trust(tmp_path: Path, hub: HubDouble, client: Counting) -> Trust:
     )
 
 
-def request_of(hub: HubDouble, folder: Path) -> refresh.Request:
+def image_of(hub: HubDouble, folder: Path) -> refresh.Repository:
     folder.mkdir()
-    parts = {
-        f"{topic.rpartition('/')[2]}.json": data
-        for topic, data in hub.image_messages()
-        if "root" not in topic
-    }
-    return refresh.Request(str(folder), hub.image.roots[0], parts)
+    parts = {topic.rpartition("/")[2]: data for topic, data in hub.image_messages()}
+    return refresh.Repository(str(folder), hub.image.roots[0], parts)
+
+
+def request_of(hub: HubDouble, folder: Path) -> refresh.Request:
+    return refresh.Request(time.time(), image=image_of(hub, folder))
 
 
 def give(trust: Trust, hub: HubDouble, assignment: bytes) -> object:
@@ -64,17 +67,19 @@ def give(trust: Trust, hub: HubDouble, assignment: bytes) -> object:
 
 
 def test_the_child_leaves_what_it_verified_in_the_folder(tmp_path: Path, hub: HubDouble) -> None:
-    request = request_of(hub, tmp_path / "image")
-    assert refresh.in_child(request) == refresh.Outcome()
-    assert (tmp_path / "image" / "targets.json").read_bytes() == request.parts["targets.json"]
+    image = image_of(hub, tmp_path / "image")
+    outcome = refresh.in_child(refresh.Request(time.time(), image=image))
+    assert outcome == refresh.Outcome(image=refresh.Verified())
+    assert (tmp_path / "image" / "targets.json").read_bytes() == image.parts["targets"]
 
 
 def test_the_child_says_why_it_does_not_take_something(tmp_path: Path, hub: HubDouble) -> None:
-    request = request_of(HubDouble(), tmp_path / "image")
-    foreign = refresh.Request(request.folder, hub.image.roots[0], request.parts)
-    outcome = refresh.in_child(foreign)
-    assert outcome.fault == "unsigned"
-    assert "timestamp" in outcome.text
+    image = image_of(HubDouble(), tmp_path / "image")
+    foreign = msgspec.structs.replace(image, bootstrap=hub.image.roots[0])
+    verdict = refresh.in_child(refresh.Request(time.time(), image=foreign)).image
+    assert verdict
+    assert verdict.fault == "unsigned"
+    assert "timestamp" in verdict.text
 
 
 def test_a_child_that_cannot_answer_in_time_is_an_error_of_the_store(
@@ -91,10 +96,10 @@ def test_the_same_assignment_is_not_verified_twice(
     assert isinstance(give(trust, hub, assignment), Accepted)
     trust.take_assignment(assignment)
     assert isinstance(trust.judge(2.0, {}), Accepted)
-    assert client.folders == ["image", "director"]
+    assert client.folders == ["director+image"]
     trust.take_assignment(hub.assignment(hub.release(bundle(), 1)))
     assert isinstance(trust.judge(3.0, {}), Accepted)
-    assert client.folders == ["image", "director", "director"]
+    assert client.folders == ["director+image", "director+image"]
 
 
 def test_what_could_not_be_judged_is_judged_later(

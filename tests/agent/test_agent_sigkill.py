@@ -23,6 +23,7 @@ def publish(folder: Path, hub: HubDouble, made: Bundle) -> None:
     (folder / "blobs").mkdir(parents=True)
     for digest, data in hub.blobs.items():
         (folder / "blobs" / digest).write_bytes(data)
+    (folder / "director.pem").write_bytes(hub.director._signer.private_bytes)
     messages = [[topic, data.hex()] for topic, data in hub.image_messages()]
     messages.append(["ef/1/d/cam-1/down/assignment", hub.assignment(target).hex()])
     (folder / "messages.json").write_text(json.dumps(messages), "utf-8")

@@ -1,7 +1,7 @@
 """A store that cannot be written, or gives back something else: serving goes on."""
 
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from edgefleet_agent import files
 from edgefleet_agent.errors import StoreError
 from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.testing import Bundle, HubDouble, Rig
+from edgefleet_agent.trusting.bounds import SETTLE_S
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.messages import Ack, Refusal, Result, SyncRequest
 
@@ -181,30 +182,42 @@ def test_a_device_without_its_counters_serves_and_says_why_it_takes_no_order(
     assert device.engine.model("colours").predict(ROW).release == 1
 
 
-def test_metadata_that_a_wrong_clock_takes_for_expired_is_accepted_when_the_clock_is_right(
-    rig: Rigs, hub: HubDouble, bundle: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clock ten years ahead: what serves goes on, and no restart is needed afterwards."""
-    from tuf.ngclient._internal import trusted_metadata_set
+YEARS_S = 3650 * 86_400.0
+NOON = 1_790_000_000.0
 
+
+@pytest.mark.parametrize("wrong_by_s", [YEARS_S, -YEARS_S], ids=["ahead", "behind"])
+def test_a_device_whose_clock_is_wrong_by_years_updates_by_the_attested_time(
+    rig: Rigs, hub: HubDouble, bundle: Make, wrong_by_s: float
+) -> None:
+    device = rig()
+    device.clock.now = time.time() + wrong_by_s
+    hub.send_all(device.link, hub.release(bundle(), 1))
+    device.settle()
+    assert outcomes(hub) == [(1, "confirmed")]
+    assert refusals(hub) == []
+
+
+def test_nothing_is_judged_before_the_time_is_attested_and_what_serves_goes_on(
+    rig: Rigs, hub: HubDouble, bundle: Make
+) -> None:
+    """What came while the device was off for months may look fresh by a clock that stood still."""
     device = rig()
     hub.send_all(device.link, hub.release(bundle(), 1))
     device.settle()
-    real, ahead = datetime, timedelta(days=3650)
-
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return real.now(UTC) + ahead
-
-    with monkeypatch.context() as patched:
-        patched.setattr(trusted_metadata_set.datetime, "datetime", Ahead)
-        target = hub.release(bundle(version="v2", rows=70), 2)
-        hub.send_all(device.link, target)
-        device.settle()
-        assert {reason for _, reason in refusals(hub)} == {"expired"}
-        assert device.engine.model("colours").predict(ROW).release == 1
+    device.close()
+    hub.attests = False
+    device = rig()
+    target = hub.release(bundle(version="v2", rows=70), 2)
+    hub.send_all(device.link, target)
+    device.settle()
+    device.later(SETTLE_S - 1)
+    assert refusals(hub) == []  # the answer may be on its way
+    device.later(1)
+    assert {reason for _, reason in refusals(hub)} == {"time-not-attested"}
+    assert device.engine.model("colours").predict(ROW).release == 1
     before = len([r for r in hub.requests if isinstance(r, SyncRequest)])
+    hub.attests = True
     device.later(600.0)
     assert len([r for r in hub.requests if isinstance(r, SyncRequest)]) > before
     hub.send_all(device.link, target)  # as the hub answers that request
@@ -215,11 +228,20 @@ def test_metadata_that_a_wrong_clock_takes_for_expired_is_accepted_when_the_cloc
 def test_the_hub_s_time_in_an_acknowledgement_tells_how_wrong_the_clock_is(
     rig: Rigs, hub: HubDouble, bundle: Make
 ) -> None:
+    hub.attests = False
     device = rig()
     ack = Ack("some store", [], at=1_700_000_100.0)
     device.link.send(topics.down("cam-1", "ack"), codec.encode(ack))
     device.settle()
     assert device.engine._health.read(0).clock_offset_s == -100.0
+
+
+def test_the_attested_time_tells_how_wrong_the_clock_is(rig: Rigs, hub: HubDouble) -> None:
+    hub.clock = lambda: NOON
+    device = rig()
+    device.clock.now = NOON + 40.0
+    device.settle()
+    assert device.engine._health.read(0).clock_offset_s == pytest.approx(40.0, abs=0.01)
 
 
 def test_messages_that_come_too_fast_are_dropped_with_a_word(rig: Rigs, hub: HubDouble) -> None:

@@ -16,11 +16,14 @@ from typer.testing import CliRunner
 
 from edgefleet_cloud.api import devices as api
 from edgefleet_cloud.api import errors
+from edgefleet_cloud.api.authentication import Authentication
 from edgefleet_cloud.cli import devices as cli
 from edgefleet_cloud.cli.client import Client
 from edgefleet_cloud.fleet.ingest import Inbound, ingest
 from edgefleet_cloud.fleet.testing import open_services, signing_request, until
 from edgefleet_cloud.services import Services
+from edgefleet_cloud.trust.people import bootstrap
+from edgefleet_cloud.trust.people.throttle import Throttle
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.identifiers import digest_of
 from edgefleet_protocol.messages import Refusal, Report
@@ -55,6 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI,
     """The router on a real HTTP server; each test puts its own services behind it."""
     app = FastAPI()
     app.include_router(api.router)
+    app.add_middleware(Authentication, throttle=Throttle())
     errors.install(app)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -70,7 +74,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI,
 def hub(address: tuple[FastAPI, str], tmp_path: Path, migrated: Path) -> Iterator[Api]:
     app, url = address
     services = open_services(tmp_path, migrated=migrated)
-    app.state.services, app.state.operator_token = services, TOKEN
+    app.state.services = services
+    with services.database.write() as session:
+        bootstrap.admit(session, TOKEN, services.clock())
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with (
         httpx.Client(base_url=url) as anonymous,
@@ -145,11 +151,11 @@ def test_a_malformed_enrolment_is_422_with_a_sentence(hub, changes):
         ("GET", "/v1/refusals"),
     ],
 )
-def test_everything_else_needs_the_operator_token(hub, method, path):
+def test_everything_else_needs_a_token(hub, method, path):
     body = {} if method == "PUT" else {"device": "a"}
     answer = hub.anonymous.request(method, path, json=None if method == "GET" else body)
     assert answer.status_code in (401, 403)
-    assert "operator token" in answer.json()["error"]
+    assert "needs a token" in answer.json()["error"]
 
 
 def test_bad_names_labels_queries_and_unknown_devices_are_said(hub):
@@ -195,7 +201,7 @@ def test_claim_list_show_label_and_revoke(hub):
     assert "cam-1" in run(hub, "list")
     shown = run(hub, "show", "cam-1")
     assert "wanted 1, signed 0, accepted 0 (not published yet)" in shown
-    assert "ends in 90 days" in shown
+    assert "ends in 30 days" in shown
     assert json.loads(run(hub, "label", "cam-1", "site=south", "--json"))["labels"] == {
         "site": "south"
     }

@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgefleet_cloud.broker import embedded
-from edgefleet_cloud.broker.embedded import SETTLED_S, Backoff, BrokerError, EmbeddedBroker
+from edgefleet_cloud.broker import embedded, policy
+from edgefleet_cloud.broker.backoff import SETTLED_S, Backoff
+from edgefleet_cloud.broker.embedded import EmbeddedBroker
+from edgefleet_cloud.broker.errors import BrokerError
 from edgefleet_cloud.database.models import Device, DirectorRecord
 from edgefleet_cloud.fleet import assignments, devices
 from edgefleet_cloud.fleet.testing import TestDevice, enrol, open_services, until
@@ -60,9 +62,15 @@ class Site:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("site"))
+    # The tests look through the hub's eyes at all that happens, which its link may not.
+    everything = policy.Allowed(
+        policy.of_link().publish, ("ef/1/d/+/up/+", "ef/1/d/+/+/+", "ef/1/fleet/+/+")
+    )
     try:
-        site.broker.start()
-        yield site
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(policy, "of_link", lambda: everything)
+            site.broker.start()
+            yield site
     finally:
         site.broker.stop()
         site.services.database.close()
@@ -369,6 +377,25 @@ def test_a_due_certificate_is_renewed_by_starting_anew(services):
         assert broker._pair.certificate.read_bytes() != held
     finally:
         broker.stop()
+
+
+def test_a_rotated_authority_is_taken_by_starting_anew_and_the_old_one_is_still_good(
+    broker, services
+):
+    folder = services.settings.home
+    enrol(services, "old", folder / "devices")
+    broker.start()
+    first = broker._process
+    services.authority.rotate()
+    broker.supervise()
+    assert broker._process is not first
+    enrol(services, "new", folder / "devices")
+    for name, where in (("old", "devices"), ("new", "devices"), ("hub", "broker")):
+        client = TestDevice(services, folder / where, name).connect()
+        assert client.accepted, name
+        client.close()
+    broker.supervise()
+    assert broker._process.poll() is None
 
 
 def test_it_starts_within_two_seconds(broker):

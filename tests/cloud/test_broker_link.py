@@ -128,10 +128,10 @@ def test_a_device_reads_its_assignment_and_the_image_metadata_as_retained_messag
     hub.tick()
     device = hub.device("cam-1").listen()
     until(lambda: assignments_of(device), "assignment")
-    until(lambda: len(device.received) >= 5, "image metadata")
+    until(lambda: len(device.received) >= 6, "image metadata")
     codec.decode(assignments_of(device)[0], Assignment)
     names = {topic.rsplit("/", 1)[1] for topic, _, _ in device.received}
-    assert names == {"assignment", "root-1", "targets", "snapshot", "timestamp"}
+    assert names == {"assignment", "root-1", "releases", "targets", "snapshot", "timestamp"}
 
 
 def test_an_assignment_counts_as_published_only_after_the_broker_has_it(hub: Hub):
@@ -240,9 +240,9 @@ def test_a_sync_request_brings_assignment_and_metadata_again(hub: Hub, monkeypat
     hub.enrol("cam-1")
     hub.tick()
     device = hub.device("cam-1").listen()
-    until(lambda: len(device.received) == 5, "retained messages")
+    until(lambda: len(device.received) == 6, "retained messages")
     device.send("request", codec.encode(SyncRequest("lost them")))
-    until(lambda: len(device.received) == 10, "all of them again")
+    until(lambda: len(device.received) == 12, "all of them again")
 
 
 def test_a_refused_assignment_opens_one_incident_and_is_published_again(hub: Hub):
@@ -289,7 +289,7 @@ def test_a_revoked_device_is_thrown_out_and_its_retained_assignment_is_taken_awa
     until(lambda: (hub.tick(), _record(hub, "cam-1").published)[1], "taken away")
     hub.enrol("cam-1")
     again = hub.device("cam-1").listen()
-    until(lambda: len(again.received) == 4, "image metadata")
+    until(lambda: len(again.received) == 5, "image metadata")
     assert assignments_of(again) == []
 
 

@@ -149,7 +149,7 @@ def fleet(services: Services, tmp_path: Path) -> Services:
     for name, labels in (("c", {"site": "north"}), ("a", {"site": "north"}), ("b", {})):
         enrol(services, name, tmp_path / "devices")
         with services.database.write() as session:
-            devices.relabel(session, name, labels)
+            devices.relabel(session, name, labels, NOW)
     claim(services, "expected")
     return services
 
@@ -235,7 +235,7 @@ def test_what_is_not_known_is_named(fleet):
     with fleet.database.write() as session:
         for action in (
             lambda: devices.revoke(session, "no", NOW),
-            lambda: devices.relabel(session, "no", {}),
+            lambda: devices.relabel(session, "no", {}, NOW),
             lambda: devices.describe(session, "no", NOW),
         ):
             with pytest.raises(NotFoundError, match="there is no device 'no'"):

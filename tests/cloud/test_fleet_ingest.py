@@ -282,7 +282,6 @@ def test_no_bytes_whatever_stop_a_batch(services, payload):
         window(latency_us=[2**63]),
         window(model="No Such"),
         window(version="1\x00"),
-        window(manifest="x" * 64),
         samples(rows=b"\x00" * 15),
         samples(predicted=["1"]),
         samples(labels=["0", "\x00"]),

@@ -16,8 +16,10 @@ import psutil
 import pytest
 
 from edgefleet_cloud import hub as hub_module
+from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import ConflictError
 from edgefleet_cloud.fleet.testing import free_port, until
+from edgefleet_cloud.trust.people import bootstrap
 
 START_S = 90.0
 
@@ -142,9 +144,12 @@ def test_a_home_is_free_again_after_its_hub(tmp_path: Path) -> None:
 
 
 def test_a_damaged_token_stops_the_start(tmp_path: Path) -> None:
-    token = hub_module._operator_token(tmp_path)
-    assert hub_module._operator_token(tmp_path) == token
-    assert len(token) >= 32
+    database = Database(f"sqlite:///{tmp_path / 'hub.db'}")
+    bootstrap.ensure_admin(database, tmp_path, 0.0)
+    token = (tmp_path / "admin.token").read_text()
+    bootstrap.ensure_admin(database, tmp_path, 1.0)
+    assert (tmp_path / "admin.token").read_text() == token
     (tmp_path / "admin.token").write_text("x" * 31)
     with pytest.raises(ConflictError, match="holds no token of 32 characters"):
-        hub_module._operator_token(tmp_path)
+        bootstrap.ensure_admin(database, tmp_path, 2.0)
+    database.close()

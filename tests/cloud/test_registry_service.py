@@ -1,5 +1,7 @@
 """Versions, decisions and releases in the database."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from sqlalchemy.orm import Session
@@ -11,6 +13,8 @@ from edgefleet_cloud.registry import service
 from edgefleet_cloud.registry.registration import Registration, store_result
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training.testing import conversion_result
+from edgefleet_cloud.trust.audit import attesting
+from edgefleet_cloud.trust.audit.keys import SigningKey
 from edgefleet_protocol import manifest as manifests
 from edgefleet_protocol.errors import MalformedError
 from edgefleet_protocol.manifest import Lineage
@@ -128,11 +132,11 @@ def test_a_version_moves_along_the_table_only(
         version = registered(session, store)
         version.state = held
         if held is wanted or (held, wanted) in ALLOWED:
-            service.decide(session, "door", "1", wanted, {"reason": "why"})
+            service.decide(session, "door", "1", wanted, {"reason": "why"}, 6.0)
             assert (version.state, version.decision) == (wanted, {"reason": "why"})
         else:
             with pytest.raises(ConflictError, match=f"door 1 is {held} and cannot become {wanted}"):
-                service.decide(session, "door", "1", wanted, {})
+                service.decide(session, "door", "1", wanted, {}, 6.0)
             assert version.state == held
 
 
@@ -146,7 +150,7 @@ def test_only_an_approved_version_is_released_and_numbers_only_grow(
         with pytest.raises(ConflictError, match="door 1 is registered; only an approved version"):
             service.release(session, "door", "1", "first", 3.0)
         for version in ("1", "2"):
-            service.approve(session, "door", version, {})
+            service.approve(session, "door", version, {}, 6.0)
         numbers = [
             service.release(session, "door", version, "r", 3.0).number
             for version in ("1", "2", "1")
@@ -161,14 +165,17 @@ def test_only_an_approved_version_is_released_and_numbers_only_grow(
 
 
 def test_the_image_repository_lists_every_verified_variant_of_every_release(
-    database: Database, store: Store
+    database: Database, store: Store, tmp_path: Path
 ) -> None:
     with database.write() as session:
         registered(session, store)
-        service.approve(session, "door", "1", {})
-        assert service.image_entries(session, store) == {}
+        service.approve(session, "door", "1", {}, 6.0)
         for _ in range(2):
             service.release(session, "door", "1", "r", 3.0)
+        # Not before it is signed where they came from.
+        assert service.image_entries(session, store) == {}
+    attesting.attest_due(database, store, SigningKey.open(tmp_path / "builder"), 4.0)
+    with database.read() as session:
         entries = service.image_entries(session, store)
     assert sorted(entries) == [
         "door/r1/onnx-fp32.json", "door/r1/tflite-fp32.json",
@@ -183,7 +190,7 @@ def test_the_image_repository_lists_every_verified_variant_of_every_release(
 def test_a_device_is_offered_what_fits_it_best_first(database: Database, store: Store) -> None:
     with database.write() as session:
         registered(session, store)
-        service.approve(session, "door", "1", {})
+        service.approve(session, "door", "1", {}, 6.0)
         service.release(session, "door", "1", "r", 3.0)
         offered = service.variants_for(session, "door", 1, BOTH)
         assert [variant.name for variant in offered] == ["tflite-fp32", "onnx-fp32"]

@@ -25,11 +25,14 @@ from edgefleet_cloud.errors import InvalidError, NotFoundError
 from edgefleet_cloud.jobs.worker import Task, perform
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.retraining import samples, service
+from edgefleet_cloud.rollouts import awaited
 from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.testing import Fleet
 from edgefleet_cloud.training import outcome
 from edgefleet_cloud.training import service as training
+from edgefleet_cloud.trust.people import approvals, tokens
+from edgefleet_cloud.trust.people.testing import account
 from edgefleet_converters.tables import Table
 from edgefleet_protocol import sketch
 from edgefleet_protocol.sketch import ReferenceProfile
@@ -111,7 +114,7 @@ def send(fleet: Fleet, device: str, count: int, shift: float = 3.0) -> None:
 
 def add_trigger(fleet: Fleet, **changes) -> None:
     with fleet.database.write() as session:
-        service.add_trigger(session, "digits", RECIPE | changes)
+        service.add_trigger(session, "digits", RECIPE | changes, 0.0)
 
 
 def check(fleet: Fleet) -> list[Retraining]:
@@ -208,9 +211,9 @@ def test_the_drift_began_when_the_verdict_says_not_when_it_was_confirmed(fleet: 
 def test_a_disabled_trigger_starts_nothing(fleet: Fleet) -> None:
     add_trigger(fleet)
     with fleet.database.write() as session:
-        service.disable_trigger(session, 1)
+        service.disable_trigger(session, 1, 0.0)
         with pytest.raises(NotFoundError):
-            service.disable_trigger(session, 2)
+            service.disable_trigger(session, 2, 0.0)
     drift(fleet)
     send(fleet, "cam-00", 200)
     assert check(fleet) == []
@@ -286,9 +289,9 @@ def test_too_few_samples_are_refused_with_their_number(fleet: Fleet) -> None:
 def test_a_trigger_needs_a_model_and_a_readable_recipe(fleet: Fleet) -> None:
     with fleet.database.write() as session:
         with pytest.raises(NotFoundError, match="there is no model 'x'"):
-            service.add_trigger(session, "x", RECIPE)
+            service.add_trigger(session, "x", RECIPE, 0.0)
         with pytest.raises(InvalidError, match="recipe: "):
-            service.add_trigger(session, "digits", {"trainer": "sklearn", "nonsense": 1})
+            service.add_trigger(session, "digits", {"trainer": "sklearn", "nonsense": 1}, 0.0)
 
 
 # --- deciding -------------------------------------------------------------------------------------
@@ -333,6 +336,34 @@ def test_without_auto_release_an_approved_challenger_waits_for_a_person(fleet: F
     begin(fleet, auto_release=False)
     ended = finish(fleet, {"comparison": comparison()})
     assert (ended.state, ended.rollout_id) == ("approved", None)
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_challenger_of_a_high_risk_model_waits_for_two_people(fleet: Fleet, yes: bool) -> None:
+    for name in ("ann", "ben"):
+        account(fleet.database, name, "approver")
+    begin(fleet)
+    with fleet.database.write() as session:
+        approvals.set_risk(session, "digits", "high", "", 0.0)
+    waiting = finish(fleet, {"comparison": comparison()})
+    assert (waiting.state, waiting.rollout_id, waiting.finished_at) == ("waiting", None, None)
+    assert waiting.reason.endswith("; waits for approval 1")
+
+    def go_on() -> Retraining:
+        with fleet.database.write() as session:
+            awaited.start(session, fleet.clock())
+            service.conclude(session, fleet.clock())
+            return session.get_one(Retraining, waiting.id)
+
+    assert go_on().state == "waiting"
+    with fleet.database.write() as session:
+        digest = approvals.get(session, 1).digest
+        for name in ("ann", "ben") if yes else ("ann",):
+            caller = tokens.caller_of(session, name)
+            approvals.speak(session, 1, caller, yes=yes, digest=digest, reason="", now=0.0)
+    ended = go_on()
+    assert (ended.state, ended.rollout_id) == (("approved", 2) if yes else ("refused", None))
+    assert ended.reason.endswith("approval 1: rollout 2" if yes else "approval 1 is refused")
 
 
 def test_a_failed_job_ends_the_retraining_with_its_error(fleet: Fleet) -> None:
@@ -400,7 +431,7 @@ def test_a_shifted_world_gives_a_challenger_that_beats_the_champion_on_its_own_r
         job = training.start_training(session, request, clock())
     run_job(fleet, job.id, tmp_path / "one")
     with database.write() as session:
-        registry.approve(session, "digits", "1", {})
+        registry.approve(session, "digits", "1", {}, 0.0)
         rollouts.create(session, "digits", "1", "all", "direct", clock())
     recipe = {
         "trainer": "sklearn",

@@ -70,7 +70,7 @@ def test_a_training_is_converted_registered_and_offered_to_devices(
     assert job.error is None
     assert (job.result["comparison"], job.result["guard"]) == (None, None)
     with database.write() as session:
-        version = registry.approve(session, "iris", "1", {})
+        version = registry.approve(session, "iris", "1", {}, 5.0)
         registry.release(session, "iris", "1", "first", 3.0)
         profile = DeviceProfile("rpi4", {"onnxruntime": "1.20.0"}, 1 << 30)
         (variant,) = registry.variants_for(session, "iris", 1, profile)

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 from tuf.api.exceptions import DownloadHTTPError, ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Snapshot, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgefleet_cloud.errors import DamagedError
 from edgefleet_cloud.trust import durable
 from edgefleet_cloud.trust.repositories.director import Director, DirectorEntry
-from edgefleet_cloud.trust.repositories.images import (
+from edgefleet_cloud.trust.repositories.images import ImageEntry, ImageRepository
+from edgefleet_cloud.trust.repositories.layout import (
+    RELEASES_LIFE_S,
     SNAPSHOT_LIFE_S,
-    TARGETS_LIFE_S,
     TIMESTAMP_LIFE_S,
-    ImageEntry,
-    ImageRepository,
 )
-from edgefleet_cloud.trust.repositories.roots import ROOT_LIFE_S
+from edgefleet_cloud.trust.repositories.testing import Founded, founded
 from edgefleet_protocol import codec, trust
 from edgefleet_protocol.errors import RefusedError
 from edgefleet_protocol.messages import Assignment
@@ -48,18 +47,6 @@ class Fetcher(FetcherInterface):
         return iter([self.files[name]])
 
 
-def as_files(metadata: dict[str, bytes]) -> dict[str, bytes]:
-    """Return topic names as the file names that python-tuf asks for."""
-    names = {
-        role: f"{role.removeprefix('root-')}.root.json" if role.startswith("root-") else role
-        for role in metadata
-    }
-    return {
-        name if name.endswith(".json") else f"{name}.json": metadata[role]
-        for role, name in names.items()
-    }
-
-
 def device(folder: Path, files: dict[str, bytes], root: bytes) -> Updater:
     folder.mkdir(exist_ok=True)
     return Updater(
@@ -82,8 +69,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def images(tmp_path: Path, clock: Clock) -> ImageRepository:
-    return ImageRepository.open(tmp_path / "images", clock)
+def fleet(tmp_path: Path, clock: Clock) -> Founded:
+    return founded(tmp_path, clock)
+
+
+@pytest.fixture
+def images(fleet: Founded) -> ImageRepository:
+    return fleet.images
 
 
 def versions(images: ImageRepository) -> dict[str, int]:
@@ -95,7 +87,7 @@ def versions(images: ImageRepository) -> dict[str, int]:
 
 def test_a_device_finds_exactly_what_was_released(tmp_path, images):
     assert images.sync({PATH: entry()})
-    updater = device(tmp_path / "d", as_files(images.metadata()), images.root_1)
+    updater = device(tmp_path / "d", images.files(), images.root_1)
     updater.refresh()
     found = updater.get_targetinfo(PATH)
     assert (found.length, found.hashes) == (1234, {"sha256": "ab" * 32})
@@ -114,7 +106,7 @@ def test_what_is_in_line_already_is_not_signed_again(images):
 def test_what_is_no_longer_released_is_taken_off(tmp_path, images):
     images.sync({PATH: entry()})
     assert images.sync({})
-    updater = device(tmp_path / "d", as_files(images.metadata()), images.root_1)
+    updater = device(tmp_path / "d", images.files(), images.root_1)
     assert updater.get_targetinfo(PATH) is None
 
 
@@ -124,7 +116,13 @@ def test_versions_go_on_after_a_restart(tmp_path, clock, images):
     again = ImageRepository.open(tmp_path / "images", clock)
     assert again.metadata() == before
     assert again.sync({PATH: entry("2", 2)})
-    assert versions(again) == {"root-1": 1, "targets": 3, "snapshot": 3, "timestamp": 3}
+    assert versions(again) == {
+        "root-1": 1,
+        "targets": 1,
+        "releases": 3,
+        "snapshot": 3,
+        "timestamp": 3,
+    }
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
@@ -133,7 +131,7 @@ def test_a_crash_at_any_file_leaves_a_repository_that_a_device_follows(
 ):
     images.sync({PATH: entry()})
     follower = tmp_path / "follower"
-    device(follower, as_files(images.metadata()), images.root_1).refresh()
+    device(follower, images.files(), images.root_1).refresh()
     real, calls = durable.write, []
 
     def dying(path: Path, data: bytes, *, mode: int) -> None:
@@ -148,7 +146,7 @@ def test_a_crash_at_any_file_leaves_a_repository_that_a_device_follows(
     monkeypatch.setattr(durable, "write", real)
     again = ImageRepository.open(tmp_path / "images", clock)
     assert again.sync({PATH: entry("2", 2)}) is (written == 0)
-    updater = device(follower, as_files(again.metadata()), images.root_1)
+    updater = device(follower, again.files(), images.root_1)
     assert updater.get_targetinfo(PATH).custom["version"] == "2"
 
 
@@ -170,11 +168,13 @@ def test_a_full_disk_never_lets_half_a_repository_out(tmp_path, images, monkeypa
     assert images.metadata() == before
     monkeypatch.setattr(durable, "write", real)
     assert images.sync({PATH: entry("2", 2)})
-    updater = device(tmp_path / "d", as_files(images.metadata()), images.root_1)
+    updater = device(tmp_path / "d", images.files(), images.root_1)
     assert updater.get_targetinfo(PATH).custom["version"] == "2"
 
 
-@pytest.mark.parametrize("name", ["targets.json", "snapshot.json", "timestamp.json"])
+@pytest.mark.parametrize(
+    "name", ["targets.json", "releases.json", "snapshot.json", "timestamp.json"]
+)
 @pytest.mark.parametrize("damage", [b"", b"{}", b"not json"])
 def test_damaged_metadata_stops_the_hub_instead_of_starting_over(
     tmp_path, clock, images, name, damage
@@ -190,28 +190,43 @@ def test_missing_targets_under_a_timestamp_are_damage(tmp_path, clock, images):
         ImageRepository.open(tmp_path / "images", clock)
 
 
-@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+@pytest.mark.parametrize("role", ["releases", "snapshot", "timestamp"])
 def test_a_lost_signing_key_stops_the_hub_instead_of_being_made_anew(tmp_path, clock, images, role):
-    (tmp_path / "images" / "keys" / f"{role}.pem").unlink()
-    with pytest.raises(DamagedError, match="restore it from a backup"):
+    (key,) = (tmp_path / "images" / "keys").glob(f"{role}-*.pem")
+    key.unlink()
+    with pytest.raises(DamagedError, match=f"key of image.{role} is not in .* restore it"):
         ImageRepository.open(tmp_path / "images", clock)
 
 
-def test_a_signing_key_that_the_root_does_not_name_is_refused(tmp_path, clock, images):
+def test_a_key_file_that_is_not_the_half_beside_it_is_refused(tmp_path, clock, images):
     keys = tmp_path / "images" / "keys"
-    (keys / "targets.pem").write_bytes((keys / "snapshot.pem").read_bytes())
-    with pytest.raises(DamagedError, match="is not the key that the root names"):
+    (one,), (other,) = keys.glob("releases-*.pem"), keys.glob("snapshot-*.pem")
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(DamagedError, match="is not the public half of"):
         ImageRepository.open(tmp_path / "images", clock)
+
+
+def test_a_lost_timestamp_is_damage_once_anything_was_published_after_it(tmp_path, clock, images):
+    images.sync({PATH: entry()})
+    (tmp_path / "images" / "timestamp.json").unlink()
+    with pytest.raises(DamagedError, match=r"timestamp.json cannot be read"):
+        ImageRepository.open(tmp_path / "images", clock)
+
+
+def test_a_hub_that_died_before_its_first_publication_begins_it_again(tmp_path, clock, images):
+    (tmp_path / "images" / "timestamp.json").unlink()
+    again = ImageRepository.open(tmp_path / "images", clock)
+    assert versions(again)["timestamp"] == 1
 
 
 def test_a_tampered_root_is_refused(tmp_path, clock, images):
     path = tmp_path / "images" / "1.root.json"
-    path.write_bytes(path.read_bytes().replace(b'"threshold":1', b'"threshold":0', 1))
+    path.write_bytes(path.read_bytes().replace(b'"threshold":2', b'"threshold":1', 1))
     with pytest.raises(DamagedError, match="cannot be trusted"):
         ImageRepository.open(tmp_path / "images", clock)
 
 
-def test_each_role_is_signed_again_at_half_its_life_and_not_before(clock, images):
+def test_each_online_role_is_signed_again_at_half_its_life_and_not_before(clock, images):
     before = versions(images)
     half = min(SNAPSHOT_LIFE_S, TIMESTAMP_LIFE_S) / 2
     clock.now = NOW + half - 1
@@ -219,32 +234,37 @@ def test_each_role_is_signed_again_at_half_its_life_and_not_before(clock, images
     clock.now = NOW + half
     assert images.refresh()
     assert versions(images) == before | {"snapshot": 2, "timestamp": 2}
-    clock.now = NOW + TARGETS_LIFE_S / 2
+    clock.now = NOW + RELEASES_LIFE_S / 2
     assert images.refresh()
-    assert versions(images)["targets"] == 2
+    assert versions(images) == before | {"releases": 2, "snapshot": 3, "timestamp": 3}
 
 
-def test_a_device_walks_from_the_first_root_to_a_renewed_one(tmp_path, clock, images):
-    clock.now = NOW + ROOT_LIFE_S / 2
-    assert images.refresh()
-    files = as_files(images.metadata())
-    assert {"1.root.json", "2.root.json"} <= files.keys()
-    updater = device(tmp_path / "d", files, images.root_1)
-    updater.refresh()
-    first, second = (Metadata[Root].from_bytes(files[f"{n}.root.json"]).signed for n in (1, 2))
-    assert second.expires > first.expires
+def test_a_client_in_the_middle_of_a_publication_can_finish_it(images):
+    before = images.files()
+    images.sync({PATH: entry()})
+    for name in before:
+        if name != "timestamp.json":
+            assert images.file(name) == before[name]
+    assert images.file("timestamp.json") == images.metadata()["timestamp"]
+    assert images.file("9.targets.json") is None
+
+
+def test_what_is_published_says_whether_a_path_is_listed(images):
+    assert not images.lists(PATH)
+    images.sync({PATH: entry()})
+    assert images.lists(PATH)
 
 
 def test_an_expired_timestamp_is_refused_by_a_device(tmp_path):
-    past = ImageRepository.open(tmp_path / "images", lambda: 1_600_000_000.0)
-    updater = device(tmp_path / "d", as_files(past.metadata()), past.root_1)
+    past = founded(tmp_path, lambda: 1_600_000_000.0).images
+    updater = device(tmp_path / "d", past.files(), past.root_1)
     with pytest.raises(ExpiredMetadataError):
         updater.refresh()
 
 
 def test_metadata_of_another_hub_is_refused_by_a_device(tmp_path, clock, images):
-    foreign = ImageRepository.open(tmp_path / "foreign", clock)
-    updater = device(tmp_path / "d", as_files(foreign.metadata()), images.root_1)
+    foreign = founded(tmp_path / "foreign", clock).images
+    updater = device(tmp_path / "d", foreign.files(), images.root_1)
     with pytest.raises(RepositoryError):
         updater.refresh()
 
@@ -253,8 +273,8 @@ def test_metadata_of_another_hub_is_refused_by_a_device(tmp_path, clock, images)
 
 
 @pytest.fixture
-def director(tmp_path: Path, clock: Clock) -> Director:
-    return Director.open(tmp_path / "director", clock)
+def director(fleet: Founded) -> Director:
+    return fleet.director
 
 
 def order(attempt: int = 1) -> DirectorEntry:
@@ -326,13 +346,6 @@ def test_the_director_is_the_same_after_a_restart(tmp_path, clock, director):
     again = Director.open(tmp_path / "director", clock)
     assert again.root_1 == director.root_1
     signed = again.sign("cam-1", 1, 1, [order()], 3600.0)
-    assigned(tmp_path / "d", director, signed.payload)
-
-
-def test_a_renewed_director_root_travels_with_the_next_assignment(tmp_path, clock, director):
-    clock.now = NOW + ROOT_LIFE_S / 2
-    signed = director.sign("cam-1", 1, 1, [order()], 3600.0)
-    assert len(codec.decode(signed.payload, Assignment).roots) == 2
     assigned(tmp_path / "d", director, signed.payload)
 
 

@@ -30,6 +30,15 @@ def test_what_the_function_returns_comes_back_as_declared() -> None:
     assert child.run("adding", operator.add, 2, 3, returns=int) == 5
 
 
+def test_settings_of_a_hub_are_not_in_the_childs_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEFLEET_OIDC_CLIENT_SECRET", "hush")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert child.run("looking", os.getenv, "EDGEFLEET_OIDC_CLIENT_SECRET", "", returns=str) == ""
+    assert child.run("looking", os.getenv, "CUDA_VISIBLE_DEVICES", "", returns=str) == "0"
+
+
 def test_a_struct_comes_back_as_a_struct(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"abc")

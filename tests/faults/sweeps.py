@@ -23,6 +23,8 @@ FILES = {
     "journal": ("models",),
     "start counter": ("boots.json",),
     "assignment counter": ("trust/counters.json",),
+    "time floor": ("trust/time.json",),
+    "last contact": ("contact.json",),
     "trust metadata": ("trust/image", "trust/director", "trust"),
     "installed file": ("files",),
     "download": ("parts",),

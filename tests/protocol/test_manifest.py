@@ -77,6 +77,17 @@ def test_a_blob_that_unpacks_to_more_than_the_manifest_says_is_refused() -> None
         m.unpack_file(lying, blobs["model"])
 
 
+@pytest.mark.parametrize(
+    "digest", ["../../" + "./" * 25 + "precious", "A" * 64, "a" * 63 + "\n", "a" * 64 + "\n"]
+)
+def test_a_digest_that_could_name_another_file_than_its_own_is_refused(digest: str) -> None:
+    made, _ = bundle()
+    said = msgspec.to_builtins(made)
+    said["files"][0]["transfer"]["digest"] = digest
+    with pytest.raises(MalformedError, match="not a bundle manifest"):
+        m.decode(msgspec.json.encode(said))
+
+
 def test_what_is_not_whole_is_refused() -> None:
     made, _ = bundle()
     files = msgspec.to_builtins(made.files)

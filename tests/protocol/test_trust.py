@@ -53,6 +53,15 @@ def test_repositories_that_differ_are_refused(changes: dict[str, object], reason
     assert refused.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    "digest", ["", "a" * 63, "A" * 64, "../../../../etc/passwd", "a" * 64 + "\n"]
+)
+def test_a_hash_that_could_name_another_file_than_its_own_is_refused(digest: str) -> None:
+    hashes = {"sha256": digest}
+    with pytest.raises(MalformedError, match="no digest"):
+        check(director_hashes=hashes, image_hashes=hashes)
+
+
 def test_an_assignment_for_another_device_is_refused() -> None:
     with pytest.raises(RefusedError, match="is for 'cam-2'; this is 'cam-1'"):
         trust.check_instructions(trust.Instructions("cam-2", 1), "cam-1", 0)

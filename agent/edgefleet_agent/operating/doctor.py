@@ -26,8 +26,8 @@ from edgefleet_agent.operating.facts import (
     Store,
 )
 
-# A certificate is good for 90 days; a new one is a person's work for now.
-CERTIFICATE_WARNING_S = 14 * 86_400.0
+# A certificate is renewed when a third of its life is left; with less than this, that has failed.
+CERTIFICATE_WARNING_SHARE = 0.2
 # TUF metadata lives for a day and TLS is strict about its days, so minutes do not matter yet.
 CLOCK_WARNING_S = 60.0
 CLOCK_ERROR_S = 3600.0
@@ -40,6 +40,8 @@ MEMORY_WARNING_SHARE = 0.05
 HOT_C = 80.0
 _MIB = 1024 * 1024
 _DAY_S = 86_400.0
+
+_PLACES = {"tpm": "the TPM", "pkcs11": "a PKCS#11 token"}
 
 Severity = Literal["ok", "note", "warning", "error"]
 
@@ -184,7 +186,11 @@ def _identity(identity: Identity, now: float) -> Iterator[Finding]:
         return
     left_s = identity.not_after - now
     days = f"{_date(identity.not_after)} ({left_s / _DAY_S:.0f} days)"
-    enrol = "get a new claim token and enrol again with --force; models go on serving meanwhile"
+    life_s = identity.not_after - identity.not_before
+    renews = (
+        "the agent renews it by itself when it runs and reaches the hub; see edgefleet-agent logs"
+        " for why it could not. If the hub refuses, enrol again with --force"
+    )
     if now < identity.not_before:
         yield Finding(
             "error",
@@ -195,11 +201,15 @@ def _identity(identity: Identity, now: float) -> Iterator[Finding]:
         )
     elif left_s <= 0:
         expired = f"the certificate expired on {_date(identity.not_after)}"
-        yield Finding("error", "identity", f"{expired}; the hub does not let it in", enrol)
-    elif left_s <= CERTIFICATE_WARNING_S:
-        yield Finding("warning", "identity", f"the certificate expires on {days}", enrol)
+        yield Finding("error", "identity", f"{expired}; the hub does not let it in", renews)
+    elif left_s <= life_s * CERTIFICATE_WARNING_SHARE:
+        yield Finding("warning", "identity", f"the certificate expires on {days}", renews)
     else:
-        yield Finding("ok", "identity", f"certificate good until {days}")
+        key = "" if identity.key == "file" else f", renewed by a key in {_PLACES[identity.key]}"
+        yield Finding("ok", "identity", f"certificate good until {days}{key}")
+    if identity.authorities > 1:
+        text = f"{identity.authorities} authorities of the hub are trusted: one replaces the other"
+        yield Finding("note", "identity", text)
 
 
 def _clock(clock: Clock) -> Iterator[Finding]:

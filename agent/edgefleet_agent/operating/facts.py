@@ -36,6 +36,8 @@ class Identity(Struct, frozen=True):
         missing: why there is none; empty if there is one.
         faults: what does not fit together, a sentence each.
         not_before: Unix seconds, as `not_after`.
+        key: where the key is that renews the certificate: `file`, `tpm` or `pkcs11`.
+        authorities: of the hub that are trusted.
     """
 
     missing: str = ""
@@ -43,6 +45,8 @@ class Identity(Struct, frozen=True):
     key_mode: int = 0o600
     not_before: float = 0.0
     not_after: float = 0.0
+    key: str = "file"
+    authorities: int = 1
 
 
 class Clock(Struct, frozen=True):

@@ -111,7 +111,7 @@ def last_contact(store: Path) -> Contact | None:
     """Return when the hub was heard last (to within `CONTACT_EVERY_S`), None if never."""
     try:
         return msgspec.json.decode((store / CONTACT).read_bytes(), type=Contact)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgefleet_agent import files, outbox
 from edgefleet_agent.config import Config
 from edgefleet_agent.downloading import allowance
 from edgefleet_agent.downloading.slots import Slots
 from edgefleet_agent.errors import NotServingError, StoreError
 from edgefleet_agent.operating import health
-from edgefleet_agent.trusting import identity
+from edgefleet_agent.trusting import identity, renewal
 from edgefleet_agent.updating import byhand, update
 from edgefleet_agent.updating.journal import Journal
 from edgefleet_protocol.errors import ProtocolError
@@ -83,7 +85,12 @@ def status(config: Config, *, clock: Callable[[], float] = time.time) -> dict[st
         StoreError: if a journal cannot be read.
     """
     store = config.folder
-    hub = identity.load(store).hub
+    known = identity.load(store)
+    hub = known.hub
+    # Costs time that only this command has.
+    from edgefleet_agent.trusting import keyholder
+
+    looked = keyholder.answer(renewal.Look(str(known.folder)))
     slots = Slots(store)
     contact = health.last_contact(store)
     # Asked here and now; only the agent has the time to ask beside its work.
@@ -93,6 +100,7 @@ def status(config: Config, *, clock: Callable[[], float] = time.time) -> dict[st
     return {
         "device": hub.device,
         "hub": hub.api_url,
+        "certificate": msgspec.to_builtins(looked.facts) if looked.facts else None,
         "running": is_running(store),
         "heard_at": contact.at if contact else None,
         "reports_waiting": reports_waiting(store),

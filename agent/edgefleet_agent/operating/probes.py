@@ -158,6 +158,7 @@ def _identity(folder: Path) -> tuple[identity.Identity | None, facts.Identity]:
         return None, facts.Identity(missing="this device is not enrolled")
     try:
         known = identity.load(folder)
+        place = identity.anchor(known.folder)
     except EnrolmentError as error:
         return None, facts.Identity(faults=[str(error)])
     from cryptography import x509
@@ -168,7 +169,7 @@ def _identity(folder: Path) -> tuple[identity.Identity | None, facts.Identity]:
     mode = stat.S_IMODE(known.key.stat().st_mode)
     try:
         certificate = x509.load_pem_x509_certificate(known.certificate.read_bytes())
-        authority = x509.load_pem_x509_certificate(known.ca.read_bytes())
+        trusted = x509.load_pem_x509_certificates(known.ca.read_bytes())
         key = load_pem_private_key(known.key.read_bytes(), None)
     except (ValueError, TypeError):
         # The library's own text is about its parser.
@@ -176,15 +177,19 @@ def _identity(folder: Path) -> tuple[identity.Identity | None, facts.Identity]:
         return None, facts.Identity(faults=[text], key_mode=mode)
     if key.public_key() != certificate.public_key():
         faults.append("the private key is not that of the certificate")
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        faults.append("the certificate was not issued by the hub's authority")
+    # One of another name may be a newer authority, which the signed metadata will tell of.
+    for authority in (one for one in trusted if one.subject == certificate.issuer):
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            faults.append("the certificate was not issued by the hub's authority")
     return known, facts.Identity(
         faults=faults,
         key_mode=mode,
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
+        key=place.kind if place else "file",
+        authorities=len(trusted),
     )
 
 

@@ -131,8 +131,9 @@ def from_json(datatype: str, shape: Sequence[int], data: msgspec.Raw) -> Array:
     flat = _flat(_decoded(data), shape)
     _require_types(flat, _JSON_TYPES[dtype.kind], datatype)
     try:
-        return np.array(flat, dtype).reshape(shape)
-    except OverflowError as error:
+        with np.errstate(over="raise"):
+            return np.array(flat, dtype).reshape(shape)
+    except (OverflowError, FloatingPointError) as error:
         raise RequestError(f"a number does not fit {datatype}: {error}") from error
 
 

@@ -1,14 +1,18 @@
-"""Enrolment: a one-time claim token becomes a device identity.
+"""Enrolment: a one-time claim token, or an expected serial number, becomes a device identity.
 
 1. The token names the device and the fingerprint of the hub's CA, so it is also the trust anchor.
+   With a serial number, the fingerprint is given beside it.
 2. The CA is fetched over an unverified connection and must have that fingerprint; everything after
    it is verified against it.
-3. The private key is made here and never leaves the device; only a signing request does.
+3. Private keys are made here, or in the device's TPM or token, and never leave it; only a signing
+   request does, signed by the anchor too where there is one.
 4. What comes back is checked (the certificate carries this device's name and key, the roots are
    TUF roots) before anything is written.
+5. While a person has to accept a serial number's key, that key is kept (`identity/asking.key`), so
+   that what was accepted is what asks again.
 """
 
-import json
+import base64
 import re
 import shutil
 import warnings
@@ -20,25 +24,24 @@ from typing import Annotated, Any
 import msgspec
 import urllib3
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from msgspec import Meta, Struct
 
+from edgefleet_agent import files
 from edgefleet_agent.errors import (
+    ApprovalPendingError,
     ClaimRefusedError,
     ConfigError,
     EnrolmentError,
-    HubUnreachableError,
 )
-from edgefleet_agent.trusting import identity
-from edgefleet_protocol import identifiers
+from edgefleet_agent.trusting import anchors, hubcalls, identity, keyholder
+from edgefleet_protocol import identifiers, statements
 from edgefleet_protocol.errors import ProtocolError
 
-# The answer holds two certificates and two TUF roots, each a few kilobytes.
-MAX_ANSWER_BYTES = 1024 * 1024
-TIMEOUT_S = 15.0
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}=?")
+_ASKING = "asking.key"
+DEVICE_TREE_SERIAL = Path("/proc/device-tree/serial-number")
 
 
 class Claim(Struct, frozen=True):
@@ -47,6 +50,30 @@ class Claim(Struct, frozen=True):
     device: str
     secret: str
     fingerprint: str
+
+
+class Announced(Struct, frozen=True):
+    """A serial number that the hub expects, and the fingerprint of the hub's CA certificate."""
+
+    serial: str
+    fingerprint: str
+
+
+class Machine(Struct, frozen=True):
+    """What a device says of itself.
+
+    Attributes:
+        runtimes: family → version, as installed.
+        memory_bytes: of the machine.
+    """
+
+    board: str
+    runtimes: Mapping[str, str]
+    memory_bytes: int
+
+
+class _Waiting(Struct, frozen=True):
+    key: str
 
 
 class _Granted(Struct, frozen=True):
@@ -79,30 +106,60 @@ def parse_claim(token: str) -> Claim:
         raise ConfigError(f"this is no claim token: {error}") from error
 
 
+def parse_announced(serial: str, fingerprint: str) -> Announced:
+    """Check a serial number and the fingerprint of the hub's CA.
+
+    Raises:
+        ConfigError: if one of them cannot be what it is said to be.
+    """
+    if not serial or len(serial) > 128 or not serial.isprintable():
+        raise ConfigError(f"{serial[:40]!r} is no serial number: expected 1 to 128 characters")
+    try:
+        return Announced(serial, identifiers.digest(fingerprint.lower().replace(":", "")))
+    except ProtocolError as error:
+        raise ConfigError(
+            f"--ca-fingerprint: {error}; `edgefleet devices expect` prints it"
+        ) from error
+
+
+def read_serial(path: Path = DEVICE_TREE_SERIAL) -> str:
+    """Return the serial number of this board.
+
+    Raises:
+        ConfigError: if it has none that can be read.
+    """
+    try:
+        serial = path.read_bytes().rstrip(b"\0\n").decode("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"this board tells no serial number ({error}); give it with --serial"
+        ) from error
+    return serial
+
+
 def enrol(
     store: Path,
     hub_url: str,
-    claim: Claim,
+    ticket: Claim | Announced,
+    machine: Machine,
     *,
-    board: str,
-    runtimes: Mapping[str, str],
-    memory_bytes: int,
+    anchor: identity.AnchorPlace | None = None,
     force: bool = False,
 ) -> identity.Hub:
-    """Redeem `claim` and write the device's identity into `store`.
+    """Redeem `ticket` and write the device's identity into `store`.
 
     Args:
         store: the agent's folder.
         hub_url: `https://host:port`.
-        claim: from `parse_claim`.
-        board: of this device.
-        runtimes: family → version, as installed.
-        memory_bytes: of the machine.
+        ticket: from `parse_claim` or `parse_announced`.
+        machine: what the device says of itself.
+        anchor: where a key in hardware is, or is to be made; None for none.
         force: replace the identity of a device that is enrolled already.
 
     Raises:
         EnrolmentError: already enrolled, wrong CA, or an answer that cannot be trusted.
-        ClaimRefusedError: the hub does not accept the claim.
+        ApprovalPendingError: a person has to accept this device's key first.
+        ClaimRefusedError: the hub does not accept the claim or the serial number.
         HubUnreachableError: no answer.
     """
     if identity.is_enrolled(store) and not force:
@@ -113,34 +170,70 @@ def enrol(
     url = hub_url.rstrip("/")
     if not url.startswith("https://"):
         raise ConfigError(f"hub URL {hub_url!r}: expected https://HOST:PORT")
-    ca_pem = _pinned_ca(url, claim.fingerprint)
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = {
-        "device": claim.device,
-        "secret": claim.secret,
-        "csr": _signing_request(key, claim.device).decode(),
-        "board": board,
-        "runtimes": dict(runtimes),
-        "memory_bytes": memory_bytes,
-    }
-    granted = _redeem(url, ca_pem, request)
-    _check_granted(granted, claim.device, key.public_key())
+    ca_pem = _pinned_ca(url, ticket.fingerprint)
+    key = _key(store, ticket)
+    if anchor:
+        anchors.make(anchor)
+    granted = _redeem(url, ca_pem, ticket, _request(ticket, key, machine, anchor))
+    device = ticket.device if isinstance(ticket, Claim) else granted.device
+    _check_granted(granted, device, key.public_key())
     _forget_other_hub(store, granted.director_root.encode())
     hub = identity.Hub(granted.device, granted.mqtt_host, granted.mqtt_port, url)
     identity.save(
         store,
         hub,
-        key=key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
+        key=keyholder.key_pem(key),
         certificate=granted.certificate.encode(),
-        ca=ca_pem.encode(),
+        ca=granted.ca.encode(),
         image_root=granted.image_root.encode(),
         director_root=granted.director_root.encode(),
+        anchor=anchor,
     )
+    (store / identity.FOLDER / _ASKING).unlink(missing_ok=True)
     return hub
+
+
+def _key(store: Path, ticket: Claim | Announced) -> ec.EllipticCurvePrivateKey:
+    """Return the key to ask with: a new one, or the one that waits to be accepted (rule 5)."""
+    if isinstance(ticket, Claim):
+        return keyholder.new_key()
+    folder = store / identity.FOLDER
+    path = folder / _ASKING
+    if path.exists():
+        return keyholder.load_key(path)
+    key = keyholder.new_key()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files.replace(path, keyholder.key_pem(key), mode=0o600)
+    return key
+
+
+def _request(
+    ticket: Claim | Announced,
+    key: ec.EllipticCurvePrivateKey,
+    machine: Machine,
+    anchor: identity.AnchorPlace | None,
+) -> dict[str, Any]:
+    # With a serial number, the hub gives the device its name.
+    named = ticket.device if isinstance(ticket, Claim) else statements.UNNAMED
+    csr = keyholder.signing_request(key, named)
+    request: dict[str, Any] = {
+        "csr": csr.decode(),
+        "board": machine.board,
+        "runtimes": dict(machine.runtimes),
+        "memory_bytes": machine.memory_bytes,
+    }
+    if isinstance(ticket, Claim):
+        request |= {"device": ticket.device, "secret": ticket.secret}
+    else:
+        request |= {"serial": ticket.serial}
+    if anchor:
+        proof = anchors.sign(anchor, statements.signed_enrolment(csr))
+        request |= {
+            "anchor": base64.b64encode(anchors.public_key(anchor)).decode(),
+            "anchor_kind": anchor.kind,
+            "proof": base64.b64encode(proof).decode(),
+        }
+    return request
 
 
 def _pinned_ca(url: str, fingerprint: str) -> str:
@@ -152,64 +245,47 @@ def _pinned_ca(url: str, fingerprint: str) -> str:
             action="ignore", category=urllib3.exceptions.InsecureRequestWarning
         ),
     ):
-        status, body = _exchange(pool, "GET", f"{url}/v1/ca")
+        status, body = hubcalls.exchange(pool, "GET", f"{url}/v1/ca")
     if status != 200:
         raise EnrolmentError(f"{url}/v1/ca answered {status}: is this an edgefleet hub?")
-    try:
-        certificate = x509.load_pem_x509_certificate(body)
-    except ValueError as error:
-        raise EnrolmentError(f"{url}/v1/ca holds no certificate: {error}") from error
-    found = sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
-    if found != fingerprint:
+    found = {}
+    for certificate in _certificates(f"{url}/v1/ca", body):
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        found[sha256(der).hexdigest()] = certificate
+    if fingerprint not in found:
         raise EnrolmentError(
-            f"{url} is not the hub that made this token: its CA has the fingerprint {found},"
-            f" the token names {fingerprint}"
+            f"{url} is not the hub that made this token: its CA has the fingerprint"
+            f" {', '.join(found)}, the token names {fingerprint}"
         )
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+    return found[fingerprint].public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _signing_request(key: ec.EllipticCurvePrivateKey, device: str) -> bytes:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+def _certificates(what: str, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except (ValueError, x509.InvalidVersion) as error:
+        raise EnrolmentError(f"{what} holds no certificate: {error}") from error
 
 
-def _redeem(url: str, ca_pem: str, request: dict[str, Any]) -> _Granted:
+def _redeem(url: str, ca_pem: str, ticket: Claim | Announced, request: dict[str, Any]) -> _Granted:
+    path, what = ("enrol", "claim") if isinstance(ticket, Claim) else ("enrol/serial", "serial")
     with urllib3.PoolManager(ca_cert_data=ca_pem, retries=False) as pool:
-        status, body = _exchange(pool, "POST", f"{url}/v1/enrol", request)
+        status, body = hubcalls.exchange(pool, "POST", f"{url}/v1/{path}", request)
     if status == 403:
-        raise ClaimRefusedError(f"the hub refused the claim: {_error_text(body)}")
-    if status != 200:
-        raise EnrolmentError(f"enrolment failed ({status}): {_error_text(body)}")
+        raise ClaimRefusedError(f"the hub refused the {what}: {hubcalls.error_text(body)}")
     try:
+        if status == 202:
+            waiting = msgspec.json.decode(body, type=_Waiting)
+            raise ApprovalPendingError(
+                f"a person has to accept this device's key: {waiting.key}. Compare it and accept it"
+                f" with: edgefleet devices accept SERIAL {waiting.key[:16]}, then enrol again, or"
+                " use --wait"
+            )
+        if status != 200:
+            raise EnrolmentError(f"enrolment failed ({status}): {hubcalls.error_text(body)}")
         return msgspec.json.decode(body, type=_Granted)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnrolmentError(f"the hub's answer cannot be read: {error}") from error
-
-
-def _exchange(
-    pool: urllib3.PoolManager, method: str, url: str, body: dict[str, Any] | None = None
-) -> tuple[int, bytes]:
-    try:
-        response = pool.request(method, url, json=body, timeout=TIMEOUT_S, preload_content=False)
-        try:
-            data = response.read(MAX_ANSWER_BYTES + 1)
-        finally:
-            response.release_conn()
-    except urllib3.exceptions.LocationParseError as error:
-        raise ConfigError(f"hub URL {url!r} cannot be read: {error}") from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise HubUnreachableError(f"the hub at {url} did not answer: {error}") from error
-    if len(data) > MAX_ANSWER_BYTES:
-        raise EnrolmentError(f"{url} answered with more than {MAX_ANSWER_BYTES} bytes")
-    return response.status, data
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode("utf-8", "replace") or "no reason given"
 
 
 def _check_granted(granted: _Granted, device: str, key: ec.EllipticCurvePublicKey) -> None:
@@ -217,15 +293,10 @@ def _check_granted(granted: _Granted, device: str, key: ec.EllipticCurvePublicKe
     from tuf.api.metadata import Metadata, Root
     from tuf.api.serialization import DeserializationError
 
-    try:
-        certificate = x509.load_pem_x509_certificate(granted.certificate.encode())
-    except ValueError as error:
-        raise EnrolmentError(f"the hub gave no readable certificate: {error}") from error
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if granted.device != device or [name.value for name in names] != [device]:
+    if granted.device != device:
         raise EnrolmentError(f"the hub's certificate is not for this device, {device!r}")
-    if certificate.public_key() != key:
-        raise EnrolmentError("the hub's certificate is for another key than this device's")
+    keyholder.check_certificate(granted.certificate, device, key)
+    _certificates("the hub's list of authorities", granted.ca.encode())
     for what, text in (("image", granted.image_root), ("director", granted.director_root)):
         try:
             root = Metadata[Root].from_bytes(text.encode())

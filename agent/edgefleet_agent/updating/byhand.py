@@ -59,7 +59,7 @@ def pending(store: Path) -> Iterator[tuple[Path, Request]]:
         try:
             with path.open("rb") as file:
                 request = msgspec.json.decode(file.read(_MAX_BYTES), type=Request)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             path.unlink()
             raise StoreError(f"request {path} cannot be read and was removed: {error}") from error
         yield path, request

@@ -178,7 +178,7 @@ def _read_answer(code: int, answer: bytes) -> Verdict:
         return Verdict([f"the model brought its runtime down (the trial ended by {_name(-code)})"])
     try:
         verdict = msgspec.json.decode(answer, type=Verdict)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Verdict([f"the trial ended with code {code} and without an answer"])
     if verdict.error:
         raise OSError(f"the trial could not be made: {verdict.error}")

@@ -8,21 +8,30 @@ from sqlalchemy import text
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.api import (
+    approvals,
+    audit,
     challenges,
     datasets,
     devices,
     errors,
+    identity,
     jobs,
     models,
     monitoring,
+    people,
     retraining,
     rollouts,
     runs,
     ship,
+    trust,
 )
+from edgefleet_cloud.api.authentication import Authentication
 from edgefleet_cloud.api.context import Hub
-from edgefleet_cloud.api.limits import BodyLimit, SecurityHeaders
+from edgefleet_cloud.api.limits import BodyLimit, EnrolmentLimit, SecurityHeaders
 from edgefleet_cloud.services import Services
+from edgefleet_cloud.trust.people import provider_sign_in
+from edgefleet_cloud.trust.people.throttle import Throttle
+from edgefleet_cloud.web import pages, signing
 
 DESCRIPTION = """
 Train, register, sign, push, watch and retrain models for a fleet of devices.
@@ -32,6 +41,8 @@ All times are Unix seconds, all digests SHA-256 in hexadecimal. Every error is
 """
 TAGS = [
     {"name": "hub", "description": "The hub itself."},
+    {"name": "people", "description": "Accounts, tokens, signing in."},
+    {"name": "approvals", "description": "What waits for a second person."},
     {"name": "datasets", "description": "Rows that models are trained and judged on."},
     {"name": "runs", "description": "Trainings."},
     {"name": "models", "description": "Models, their versions and releases."},
@@ -42,17 +53,22 @@ TAGS = [
     {"name": "rollouts", "description": "Releases on their way to devices."},
     {"name": "monitoring", "description": "Drift and incidents."},
     {"name": "retraining", "description": "Rules that start a retraining."},
+    {"name": "trust", "description": "Keys, signed metadata, and what waits for signatures."},
+    {"name": "audit", "description": "Who decided what, and where a file came from."},
 ]
 # What any endpoint may answer instead; each is `errors.ErrorAnswer`.
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": errors.ErrorAnswer, "description": meaning}
     for status, meaning in {
-        401: "No operator token, or a wrong one.",
+        400: "The body cannot be read at all.",
+        401: "No token, or one that is not valid.",
         403: "Not permitted.",
         404: "No such thing.",
         409: "Not in the present state.",
         413: "The request is too large.",
         422: "The request can never succeed as it is.",
+        429: "Too many failures; `Retry-After` says when to try again.",
+        503: "The database does not answer now.",
     }.items()
 }
 
@@ -75,18 +91,15 @@ def health(hub: Hub) -> HealthAnswer:
     return HealthAnswer(version=__version__, at=hub.clock())
 
 
-def create_app(services: Services, operator_token: str) -> FastAPI:
-    """Return the API over these services.
-
-    Args:
-        services: of the running hub.
-        operator_token: what `Authorization: Bearer` has to carry.
-    """
+def create_app(services: Services) -> FastAPI:
+    """Return the API over the services of the running hub."""
     app = describe()
-    app.state.services = services
-    app.state.operator_token = operator_token
-    limit_bytes = services.settings.upload_limit_bytes
-    app.add_middleware(BodyLimit, token=operator_token, limit_bytes=limit_bytes)
+    app.state.services, app.state.throttle = services, Throttle()
+    app.state.provider = provider_sign_in.open_provider(services.settings, services.clock)
+    # The last one added sees a request first.
+    app.add_middleware(BodyLimit, limit_bytes=services.settings.upload_limit_bytes)
+    app.add_middleware(EnrolmentLimit, throttle=app.state.throttle)
+    app.add_middleware(Authentication, throttle=app.state.throttle)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -107,16 +120,24 @@ def describe() -> FastAPI:
     )
     for router in (
         hub_router,
+        people.router,
+        approvals.router,
+        signing.router,
+        pages.router,
         datasets.router,
         runs.router,
         models.router,
         jobs.router,
         ship.router,
+        # Before the devices, whose `/{device_id}` would take `/expected` for a device.
+        identity.router,
         devices.router,
         rollouts.router,
         challenges.router,
         monitoring.router,
         retraining.router,
+        trust.router,
+        audit.router,
     ):
         app.include_router(router)
     errors.install(app)

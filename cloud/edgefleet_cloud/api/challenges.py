@@ -5,8 +5,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, RowId, allow, check
 from edgefleet_cloud.rollouts import challenges as service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["challenges"])
 
@@ -55,9 +56,15 @@ class ChallengeAnswer(BaseModel):
     verdict: str
 
 
-@router.post("/challenges", status_code=201, dependencies=OPERATOR, response_model=ChallengeAnswer)
-def start_challenge(hub: Hub, body: ChallengeRequest) -> dict[str, Any]:
+@router.post(
+    "/challenges",
+    status_code=201,
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=ChallengeAnswer,
+)
+def start_challenge(hub: Hub, asker: Asker, body: ChallengeRequest) -> dict[str, Any]:
     """Let a version run beside the champion on some devices."""
+    check(asker, Permission.OPERATE, body.model)
     with hub.database.write() as session:
         challenge = service.start(session, now=hub.clock(), **body.model_dump())
         answer = service.view(session, challenge)
@@ -65,24 +72,33 @@ def start_challenge(hub: Hub, body: ChallengeRequest) -> dict[str, Any]:
     return answer
 
 
-@router.get("/challenges", dependencies=OPERATOR, response_model=list[ChallengeAnswer])
+@router.get(
+    "/challenges", dependencies=allow(Permission.READ), response_model=list[ChallengeAnswer]
+)
 def list_challenges(hub: Hub, model: str | None = None) -> list[dict[str, Any]]:
     """List challenges, newest first."""
     with hub.database.read() as session:
         return [service.view(session, row) for row in service.listing(session, model)]
 
 
-@router.get("/challenges/{challenge}", dependencies=OPERATOR, response_model=ChallengeAnswer)
-def show_challenge(hub: Hub, challenge: int) -> dict[str, Any]:
+@router.get(
+    "/challenges/{challenge}", dependencies=allow(Permission.READ), response_model=ChallengeAnswer
+)
+def show_challenge(hub: Hub, challenge: RowId) -> dict[str, Any]:
     """Show how a challenger compares with the champion."""
     with hub.database.read() as session:
         return service.view(session, service.get(session, challenge))
 
 
-@router.post("/challenges/{challenge}/stop", dependencies=OPERATOR, response_model=ChallengeAnswer)
-def stop_challenge(hub: Hub, challenge: int, body: StopRequest) -> dict[str, Any]:
+@router.post(
+    "/challenges/{challenge}/stop",
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=ChallengeAnswer,
+)
+def stop_challenge(hub: Hub, asker: Asker, challenge: RowId, body: StopRequest) -> dict[str, Any]:
     """Take the challenger off its devices. What was compared stays."""
     with hub.database.write() as session:
+        check(asker, Permission.OPERATE, service.get(session, challenge).model)
         answer = service.view(session, service.stop(session, challenge, body.reason, hub.clock()))
     hub.wake()
     return answer

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Hub, allow
 from edgefleet_cloud.api.uploads import read_upload
 from edgefleet_cloud.database.models import Dataset
 from edgefleet_cloud.datasets import bundled, content, service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["datasets"])
 
@@ -40,7 +41,9 @@ class BundledRequest(BaseModel):
     name: str = Field(description=f"One of {', '.join(bundled.BUNDLED)}.")
 
 
-@router.post("/datasets", status_code=201, dependencies=OPERATOR, response_model=DatasetAnswer)
+@router.post(
+    "/datasets", status_code=201, dependencies=allow(Permission.MAKE), response_model=DatasetAnswer
+)
 def upload_dataset(
     hub: Hub,
     file: UploadFile,
@@ -57,7 +60,10 @@ def upload_dataset(
 
 
 @router.post(
-    "/datasets/bundled", status_code=201, dependencies=OPERATOR, response_model=DatasetAnswer
+    "/datasets/bundled",
+    status_code=201,
+    dependencies=allow(Permission.MAKE),
+    response_model=DatasetAnswer,
 )
 def add_bundled_dataset(hub: Hub, request: BundledRequest) -> Dataset:
     """Add one of the data sets that scikit-learn brings along; its label column is `target`."""
@@ -72,14 +78,16 @@ def add_bundled_dataset(hub: Hub, request: BundledRequest) -> Dataset:
         )
 
 
-@router.get("/datasets", dependencies=OPERATOR, response_model=list[DatasetAnswer])
+@router.get("/datasets", dependencies=allow(Permission.READ), response_model=list[DatasetAnswer])
 def list_datasets(hub: Hub, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[Dataset]:
     """List datasets, newest first."""
     with hub.database.read() as session:
         return service.list_datasets(session, limit=limit)
 
 
-@router.get("/datasets/{reference}", dependencies=OPERATOR, response_model=DatasetAnswer)
+@router.get(
+    "/datasets/{reference}", dependencies=allow(Permission.READ), response_model=DatasetAnswer
+)
 def show_dataset(hub: Hub, reference: str) -> Dataset:
     """Show one dataset by digest, by the beginning of its digest, or by name."""
     with hub.database.read() as session:

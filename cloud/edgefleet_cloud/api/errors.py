@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 
 from edgefleet_cloud.errors import (
@@ -15,6 +15,7 @@ from edgefleet_cloud.errors import (
     DeniedError,
     HubError,
     InvalidError,
+    LimitedError,
     NotFoundError,
     UnknownCallerError,
 )
@@ -32,9 +33,15 @@ STATUS: dict[type[Exception], int] = {
     ConflictError: 409,
     UnknownCallerError: 401,
     DeniedError: 403,
+    LimitedError: 429,
     DamagedError: 500,
     HubError: 500,
 }
+
+
+# What JSON can say and no database takes: half of a surrogate pair, NUL (PostgreSQL), and integers
+# of more than 64 bits. Each is found at the database, whichever field of whichever route it was in.
+_NOT_STORABLE = (UnicodeEncodeError, OverflowError, DataError)
 
 
 class ErrorAnswer(BaseModel):
@@ -46,23 +53,29 @@ class ErrorAnswer(BaseModel):
 def install(app: FastAPI) -> None:
     """Make `app` answer every error in the one form."""
     for kind in STATUS:
-        app.add_exception_handler(kind, _known)
+        app.add_exception_handler(kind, lambda _request, error: known(error))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(OperationalError, _busy)
+    app.add_exception_handler(OperationalError, lambda _request, error: busy(error))
+    for kind in _NOT_STORABLE:
+        app.add_exception_handler(kind, _not_storable)
     app.add_exception_handler(Exception, _unforeseen)
 
 
 def answer(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the error answer."""
-    return JSONResponse({"error": text}, status, headers)
+    """Return the error answer; half characters that a request held are written as escapes."""
+    said = text.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": said}, status, headers)
 
 
-def _known(_request: Request, error: Exception) -> JSONResponse:
+def known(error: Exception) -> JSONResponse:
+    """Return the answer to an error of a family that `STATUS` names."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     if status >= 500:
         logger.error("request failed", exc_info=error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if isinstance(error, LimitedError):
+        headers["Retry-After"] = str(error.wait_s)
     return answer(status, str(error), headers)
 
 
@@ -80,9 +93,16 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
     return answer(error.status_code, error.detail, headers)
 
 
-def _busy(_request: Request, error: Exception) -> JSONResponse:
+def busy(error: Exception) -> JSONResponse:
+    """Return the answer of a hub whose database does not answer."""
     logger.error("the database did not answer", exc_info=error)
     return answer(503, "the hub's database does not answer; try again", {"Retry-After": "5"})
+
+
+def _not_storable(_request: Request, error: Exception) -> JSONResponse:
+    logger.warning("a request holds what the database cannot hold", exc_info=error)
+    text = "a text with half a character or a NUL in it, or a number that is too large"
+    return answer(422, f"the hub cannot store a value of this request: expected neither {text}")
 
 
 def _unforeseen(_request: Request, _error: Exception) -> JSONResponse:

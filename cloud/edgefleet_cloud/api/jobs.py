@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Hub, RowId, allow
 from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.jobs import service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -30,7 +31,7 @@ class JobAnswer(BaseModel):
     finished_at: float | None
 
 
-@router.get("/jobs", dependencies=OPERATOR, response_model=list[JobAnswer])
+@router.get("/jobs", dependencies=allow(Permission.READ), response_model=list[JobAnswer])
 def list_jobs(
     hub: Hub,
     state: JobState | None = None,
@@ -42,8 +43,8 @@ def list_jobs(
         return service.list_jobs(session, state=state, kind=kind, limit=limit)
 
 
-@router.get("/jobs/{job_id}", dependencies=OPERATOR, response_model=JobAnswer)
-def show_job(hub: Hub, job_id: int) -> Job:
+@router.get("/jobs/{job_id}", dependencies=allow(Permission.READ), response_model=JobAnswer)
+def show_job(hub: Hub, job_id: RowId) -> Job:
     """Show one job."""
     with hub.database.read() as session:
         return service.get(session, job_id)

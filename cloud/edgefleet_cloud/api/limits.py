@@ -1,17 +1,19 @@
 """What a request may cost, and what every answer says, as plain ASGI layers.
 
-Only the operator may send a large body: FastAPI reads a body before it asks who sent it, so
-without this anyone could fill the disk. Bytes are counted as they arrive; a declared length only
-ends a hopeless request sooner.
+Only who may make versions may send a large body: FastAPI reads a body before a route asks who sent
+it, so without this anyone could fill the disk. Bytes are counted as they arrive; a declared length
+only ends a hopeless request sooner.
 """
-
-import hmac
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgefleet_cloud.api.authentication import Shown, address_of
 from edgefleet_cloud.api.errors import answer
+from edgefleet_cloud.trust.people.roles import Permission
+from edgefleet_cloud.trust.people.throttle import Subject, Throttle
 
 # A JSON body of the API, an enrolment with its CSR included, stays far below this.
 SMALL_BODY_BYTES = 1 << 20
@@ -21,7 +23,15 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
+    "Strict-Transport-Security": "max-age=31536000",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": (
+        "camera=(), geolocation=(), microphone=(), payment=(), publickey-credentials-get=(), usb=()"
+    ),
 }
+# What devices ask for without a token; see `Subject.ENROLMENT`.
+ENROLMENT_PATHS = frozenset({"/v1/enrol", "/v1/enrol/serial", "/v1/renew", "/v1/renew/challenge"})
 
 
 class BodyLimit:
@@ -29,13 +39,11 @@ class BodyLimit:
 
     Args:
         app: the next layer.
-        token: of the operator.
-        limit_bytes: for the operator's uploads; everything else may have `SMALL_BODY_BYTES`.
+        limit_bytes: for uploads of who may make versions; all else may have `SMALL_BODY_BYTES`.
     """
 
-    def __init__(self, app: ASGIApp, token: str, limit_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
-        self._credentials = f"Bearer {token}".encode()
         self._limit_bytes = limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +52,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = self._limit_for(headers)
+        limit = self._limit_for(headers, scope["state"]["shown"])
         text = f"the request is over {limit} bytes, the most allowed here"
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limit:
@@ -62,12 +70,44 @@ class BodyLimit:
 
         await self._app(scope, counted, send)
 
-    def _limit_for(self, headers: Headers) -> int:
+    def _limit_for(self, headers: Headers, shown: Shown) -> int:
         upload = headers.get("content-type", "").startswith("multipart/form-data")
-        credentials = headers.get("authorization", "").encode()
-        if upload and hmac.compare_digest(credentials, self._credentials):
+        caller = shown.caller if shown.csrf_passed else None
+        if upload and caller is not None and Permission.MAKE in caller.permissions:
             return self._limit_bytes
         return SMALL_BODY_BYTES
+
+
+class EnrolmentLimit:
+    """Answers 429 to an address from which too many enrolments have failed.
+
+    Args:
+        app: the next layer.
+        throttle: counts the failures.
+    """
+
+    def __init__(self, app: ASGIApp, throttle: Throttle) -> None:
+        self._app = app
+        self._throttle = throttle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["path"] not in ENROLMENT_PATHS:
+            await self._app(scope, receive, send)
+            return
+        address = address_of(HTTPConnection(scope))
+        wait_s = self._throttle.wait_s(Subject.ENROLMENT, address)
+        if wait_s:
+            text = f"too many failed enrolments from {address}; wait {wait_s} s"
+            await answer(429, text, {"Retry-After": str(wait_s)})(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and 400 <= message["status"] < 500:
+                self._throttle.failed(Subject.ENROLMENT, address)
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 class SecurityHeaders:

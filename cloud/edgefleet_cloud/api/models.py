@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, allow
 from edgefleet_cloud.api.datasets import DatasetAnswer
 from edgefleet_cloud.api.runs import RunAnswer
 from edgefleet_cloud.database.models import Model, Release, Version, VersionState
 from edgefleet_cloud.registry import service
+from edgefleet_cloud.trust.people.roles import Permission
 from edgefleet_cloud.values import Json
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -60,6 +61,7 @@ class ModelAnswer(BaseModel):
 
     name: str
     task: str
+    risk: str = Field(description="standard, or high: two people approve each release.")
     created_at: float
     versions: int
     release: int | None = Field(description="Newest release number.")
@@ -94,14 +96,14 @@ class ReleaseAnswer(BaseModel):
     created_at: float
 
 
-@router.get("/models", dependencies=OPERATOR)
+@router.get("/models", dependencies=allow(Permission.READ))
 def list_models(hub: Hub) -> list[ModelAnswer]:
     """List all models by name."""
     with hub.database.read() as session:
         return [ModelAnswer(**_model(session, row)) for row in service.list_models(session)]
 
 
-@router.get("/models/{model}", dependencies=OPERATOR)
+@router.get("/models/{model}", dependencies=allow(Permission.READ))
 def show_model(hub: Hub, model: str) -> ModelDetail:
     """Show a model and its versions."""
     with hub.database.read() as session:
@@ -110,7 +112,7 @@ def show_model(hub: Hub, model: str) -> ModelDetail:
         return ModelDetail(**_model(session, row), history=history)
 
 
-@router.get("/models/{model}/versions/{version}", dependencies=OPERATOR)
+@router.get("/models/{model}/versions/{version}", dependencies=allow(Permission.READ))
 def show_version(hub: Hub, model: str, version: str) -> VersionDetail:
     """Show one version with its variants, its run, and the data behind it."""
     with hub.database.read() as session:
@@ -123,25 +125,35 @@ def show_version(hub: Hub, model: str, version: str) -> VersionDetail:
         )
 
 
-@router.post("/models/{model}/versions/{version}/approve", dependencies=OPERATOR)
-def approve_version(hub: Hub, model: str, version: str, body: DecisionBody) -> VersionAnswer:
+@router.post("/models/{model}/versions/{version}/approve", dependencies=allow(Permission.RELEASE))
+def approve_version(
+    hub: Hub, asker: Asker, model: str, version: str, body: DecisionBody
+) -> VersionAnswer:
     """Allow a version to be released."""
-    return _decide(hub, model, version, VersionState.APPROVED, body)
+    return _decide(hub, asker, model, version, VersionState.APPROVED, body)
 
 
-@router.post("/models/{model}/versions/{version}/refuse", dependencies=OPERATOR)
-def refuse_version(hub: Hub, model: str, version: str, body: DecisionBody) -> VersionAnswer:
+@router.post("/models/{model}/versions/{version}/refuse", dependencies=allow(Permission.RELEASE))
+def refuse_version(
+    hub: Hub, asker: Asker, model: str, version: str, body: DecisionBody
+) -> VersionAnswer:
     """Keep a version from being released."""
-    return _decide(hub, model, version, VersionState.REFUSED, body)
+    return _decide(hub, asker, model, version, VersionState.REFUSED, body)
 
 
-@router.post("/models/{model}/versions/{version}/retire", dependencies=OPERATOR)
-def retire_version(hub: Hub, model: str, version: str, body: DecisionBody) -> VersionAnswer:
+@router.post("/models/{model}/versions/{version}/retire", dependencies=allow(Permission.RELEASE))
+def retire_version(
+    hub: Hub, asker: Asker, model: str, version: str, body: DecisionBody
+) -> VersionAnswer:
     """Withdraw an approved version: it is not released again."""
-    return _decide(hub, model, version, VersionState.RETIRED, body)
+    return _decide(hub, asker, model, version, VersionState.RETIRED, body)
 
 
-@router.post("/models/{model}/versions/{version}/release", status_code=201, dependencies=OPERATOR)
+@router.post(
+    "/models/{model}/versions/{version}/release",
+    status_code=201,
+    dependencies=allow(Permission.RELEASE),
+)
 def release_version(hub: Hub, model: str, version: str, body: ReleaseBody) -> ReleaseAnswer:
     """Make an approved version available under the next release number; no device gets it yet."""
     with hub.database.write() as session:
@@ -152,11 +164,12 @@ def release_version(hub: Hub, model: str, version: str, body: ReleaseBody) -> Re
 
 
 def _decide(
-    hub: Hub, model: str, version: str, state: VersionState, body: DecisionBody
+    hub: Hub, asker: Asker, model: str, version: str, state: VersionState, body: DecisionBody
 ) -> VersionAnswer:
-    decision: Json = {"by": "operator", "reason": body.reason, "at": hub.clock()}
+    now = hub.clock()
+    decision: Json = {"by": asker.name, "reason": body.reason, "at": now}
     with hub.database.write() as session:
-        row = service.decide(session, model, version, state, decision)
+        row = service.decide(session, model, version, state, decision, now)
         return VersionAnswer(**_version(session, row))
 
 
@@ -176,6 +189,7 @@ def _model(session: Session, row: Model) -> dict[str, Any]:
     return {
         "name": row.name,
         "task": row.task,
+        "risk": row.risk,
         "created_at": row.created_at,
         "versions": len(service.versions(session, row.name)),
         "release": releases[0].number if releases else None,

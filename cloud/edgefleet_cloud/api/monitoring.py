@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Hub, RowId, allow
 from edgefleet_cloud.database.models import Incident
 from edgefleet_cloud.monitoring import incidents, service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["monitoring"])
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -84,14 +85,20 @@ class IncidentAnswer(BaseModel):
     closed_at: float | None
 
 
-@router.get("/models/{model}/drift", dependencies=OPERATOR, response_model=DriftAnswer)
+@router.get(
+    "/models/{model}/drift", dependencies=allow(Permission.READ), response_model=DriftAnswer
+)
 def show_drift(hub: Hub, model: str, version: str | None = None) -> dict[str, Any]:
     """Show the newest verdict and every device's state; of the champion without `version`."""
     with hub.database.read() as session:
         return service.drift(session, hub.store, model, version, hub.clock())
 
 
-@router.get("/models/{model}/verdicts", dependencies=OPERATOR, response_model=list[VerdictAnswer])
+@router.get(
+    "/models/{model}/verdicts",
+    dependencies=allow(Permission.READ),
+    response_model=list[VerdictAnswer],
+)
 def list_verdicts(hub: Hub, model: str, limit: Limit = 100) -> list[dict[str, Any]]:
     """List what was said of a model's versions, newest first."""
     with hub.database.read() as session:
@@ -99,7 +106,9 @@ def list_verdicts(hub: Hub, model: str, limit: Limit = 100) -> list[dict[str, An
         return [service.verdict_as_json(verdict) for verdict in found]
 
 
-@router.get("/models/{model}/performance", dependencies=OPERATOR, response_model=list[Served])
+@router.get(
+    "/models/{model}/performance", dependencies=allow(Permission.READ), response_model=list[Served]
+)
 def show_performance(
     hub: Hub,
     model: str,
@@ -114,7 +123,7 @@ def show_performance(
         )
 
 
-@router.get("/incidents", dependencies=OPERATOR, response_model=list[IncidentAnswer])
+@router.get("/incidents", dependencies=allow(Permission.READ), response_model=list[IncidentAnswer])
 def list_incidents(
     hub: Hub,
     model: str | None = None,
@@ -129,8 +138,12 @@ def list_incidents(
         )
 
 
-@router.post("/incidents/{incident_id}/close", dependencies=OPERATOR, response_model=IncidentAnswer)
-def close_incident(hub: Hub, incident_id: int) -> Incident:
+@router.post(
+    "/incidents/{incident_id}/close",
+    dependencies=allow(Permission.OPERATE),
+    response_model=IncidentAnswer,
+)
+def close_incident(hub: Hub, incident_id: RowId) -> Incident:
     """Close an incident; a drift or a device fault then makes its devices learn anew."""
     with hub.database.write() as session:
         return incidents.close(session, incident_id, hub.clock())

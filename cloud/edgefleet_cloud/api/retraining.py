@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, RowId, allow, check
 from edgefleet_cloud.database.models import Retraining, Trigger
 from edgefleet_cloud.retraining import service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["retraining"])
 RECIPE = (
@@ -66,32 +67,47 @@ class RetrainingAnswer(BaseModel):
     finished_at: float | None
 
 
-@router.post("/triggers", status_code=201, dependencies=OPERATOR, response_model=TriggerAnswer)
-def add_trigger(hub: Hub, body: TriggerRequest) -> Trigger:
+@router.post(
+    "/triggers",
+    status_code=201,
+    dependencies=allow(Permission.RELEASE, model_in_body=True),
+    response_model=TriggerAnswer,
+)
+def add_trigger(hub: Hub, asker: Asker, body: TriggerRequest) -> Trigger:
     """Have drift of a model's champion start a retraining."""
+    check(asker, Permission.RELEASE, body.model)
     with hub.database.write() as session:
-        return service.add_trigger(session, body.model, body.recipe)
+        return service.add_trigger(session, body.model, body.recipe, hub.clock())
 
 
-@router.get("/triggers", dependencies=OPERATOR, response_model=list[TriggerAnswer])
+@router.get("/triggers", dependencies=allow(Permission.READ), response_model=list[TriggerAnswer])
 def list_triggers(hub: Hub, model: str | None = None) -> list[Trigger]:
     """List triggers, newest first."""
     with hub.database.read() as session:
         return service.list_triggers(session, model=model)
 
 
-@router.post("/triggers/{trigger_id}/disable", dependencies=OPERATOR, response_model=TriggerAnswer)
-def disable_trigger(hub: Hub, trigger_id: int) -> Trigger:
+@router.post(
+    "/triggers/{trigger_id}/disable",
+    dependencies=allow(Permission.RELEASE, model_in_body=True),
+    response_model=TriggerAnswer,
+)
+def disable_trigger(hub: Hub, asker: Asker, trigger_id: RowId) -> Trigger:
     """Let a trigger start nothing any more."""
     with hub.database.write() as session:
-        return service.disable_trigger(session, trigger_id)
+        check(asker, Permission.RELEASE, service.get_trigger(session, trigger_id).model)
+        return service.disable_trigger(session, trigger_id, hub.clock())
 
 
 @router.post(
-    "/retrainings", status_code=201, dependencies=OPERATOR, response_model=RetrainingAnswer
+    "/retrainings",
+    status_code=201,
+    dependencies=allow(Permission.RELEASE, model_in_body=True),
+    response_model=RetrainingAnswer,
 )
-def start_retraining(hub: Hub, body: RetrainingRequest) -> Retraining:
+def start_retraining(hub: Hub, asker: Asker, body: RetrainingRequest) -> Retraining:
     """Retrain a model now, from the labelled samples of the field."""
+    check(asker, Permission.RELEASE, body.model)
     with hub.database.write() as session:
         made = service.start(
             session, hub.store, body.model, body.recipe, hub.clock(), since=body.since
@@ -100,7 +116,9 @@ def start_retraining(hub: Hub, body: RetrainingRequest) -> Retraining:
     return made
 
 
-@router.get("/retrainings", dependencies=OPERATOR, response_model=list[RetrainingAnswer])
+@router.get(
+    "/retrainings", dependencies=allow(Permission.READ), response_model=list[RetrainingAnswer]
+)
 def list_retrainings(
     hub: Hub,
     model: str | None = None,
@@ -111,8 +129,12 @@ def list_retrainings(
         return service.list_retrainings(session, model=model, limit=limit)
 
 
-@router.get("/retrainings/{retraining_id}", dependencies=OPERATOR, response_model=RetrainingAnswer)
-def show_retraining(hub: Hub, retraining_id: int) -> Retraining:
+@router.get(
+    "/retrainings/{retraining_id}",
+    dependencies=allow(Permission.READ),
+    response_model=RetrainingAnswer,
+)
+def show_retraining(hub: Hub, retraining_id: RowId) -> Retraining:
     """Show one retraining with its decision."""
     with hub.database.read() as session:
         return service.get(session, retraining_id)

@@ -6,10 +6,11 @@ import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, RowId, allow, check
 from edgefleet_cloud.api.policies import ORDER
 from edgefleet_cloud.database.models import RolloutState
 from edgefleet_cloud.rollouts import service
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["rollouts"])
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -114,9 +115,15 @@ class RolloutAnswer(RolloutSummary):
     history: list[dict[str, Any]] = Field(description="at, event, stage, text, …; newest last.")
 
 
-@router.post("/rollouts", status_code=201, dependencies=OPERATOR, response_model=RolloutAnswer)
-def create_rollout(hub: Hub, body: RolloutRequest) -> dict[str, Any]:
+@router.post(
+    "/rollouts",
+    status_code=201,
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=RolloutAnswer,
+)
+def create_rollout(hub: Hub, asker: Asker, body: RolloutRequest) -> dict[str, Any]:
     """Release a version to a group of devices, stage by stage."""
+    check(asker, Permission.OPERATE, body.model)
     now = hub.clock()
     with hub.database.write() as session:
         rollout = service.create(session, now=now, **body.model_dump())
@@ -125,7 +132,7 @@ def create_rollout(hub: Hub, body: RolloutRequest) -> dict[str, Any]:
     return answer
 
 
-@router.post("/rollouts/preview", dependencies=OPERATOR, response_model=PlanAnswer)
+@router.post("/rollouts/preview", dependencies=allow(Permission.READ), response_model=PlanAnswer)
 def preview_rollout(hub: Hub, body: RolloutRequest) -> dict[str, Any]:
     """Show every stage, device, variant, byte and reason of a rollout, and do nothing."""
     with hub.database.read() as session:
@@ -133,7 +140,7 @@ def preview_rollout(hub: Hub, body: RolloutRequest) -> dict[str, Any]:
     return {**msgspec.to_builtins(plan), "transfer_bytes": plan.transfer_bytes}
 
 
-@router.get("/rollouts", dependencies=OPERATOR, response_model=list[RolloutSummary])
+@router.get("/rollouts", dependencies=allow(Permission.READ), response_model=list[RolloutSummary])
 def list_rollouts(
     hub: Hub,
     model: str | None = None,
@@ -146,47 +153,69 @@ def list_rollouts(
         return [service.summary(session, rollout) for rollout in found]
 
 
-@router.get("/rollouts/{rollout_id}", dependencies=OPERATOR, response_model=RolloutAnswer)
-def show_rollout(hub: Hub, rollout_id: int) -> dict[str, Any]:
+@router.get(
+    "/rollouts/{rollout_id}", dependencies=allow(Permission.READ), response_model=RolloutAnswer
+)
+def show_rollout(hub: Hub, rollout_id: RowId) -> dict[str, Any]:
     """Show one rollout with its devices, figures and history."""
     with hub.database.read() as session:
         return service.view(session, service.get(session, rollout_id), hub.clock())
 
 
-@router.post("/rollouts/{rollout_id}/pause", dependencies=OPERATOR, response_model=RolloutSummary)
-def pause_rollout(hub: Hub, rollout_id: int) -> dict[str, Any]:
+@router.post(
+    "/rollouts/{rollout_id}/pause",
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=RolloutSummary,
+)
+def pause_rollout(hub: Hub, asker: Asker, rollout_id: RowId) -> dict[str, Any]:
     """Order no further device until it is resumed."""
     with hub.database.write() as session:
+        check(asker, Permission.OPERATE, service.get(session, rollout_id).model)
         return service.summary(session, service.pause(session, rollout_id, hub.clock()))
 
 
-@router.post("/rollouts/{rollout_id}/resume", dependencies=OPERATOR, response_model=RolloutSummary)
-def resume_rollout(hub: Hub, rollout_id: int, body: ResumeRequest | None = None) -> dict[str, Any]:
+@router.post(
+    "/rollouts/{rollout_id}/resume",
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=RolloutSummary,
+)
+def resume_rollout(
+    hub: Hub, asker: Asker, rollout_id: RowId, body: ResumeRequest | None = None
+) -> dict[str, Any]:
     """Go on; the stage is judged anew, and its failed devices are ordered once more."""
     gate = body.gate if body else None
     with hub.database.write() as session:
+        check(asker, Permission.OPERATE, service.get(session, rollout_id).model)
         rollout = service.resume(session, rollout_id, hub.clock(), gate=gate)
         answer = service.summary(session, rollout)
     hub.wake()
     return answer
 
 
-@router.post("/rollouts/{rollout_id}/cancel", dependencies=OPERATOR, response_model=RolloutSummary)
-def cancel_rollout(hub: Hub, rollout_id: int) -> dict[str, Any]:
+@router.post(
+    "/rollouts/{rollout_id}/cancel",
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=RolloutSummary,
+)
+def cancel_rollout(hub: Hub, asker: Asker, rollout_id: RowId) -> dict[str, Any]:
     """Order no further device; what was ordered stays as it is."""
     with hub.database.write() as session:
+        check(asker, Permission.OPERATE, service.get(session, rollout_id).model)
         return service.summary(session, service.cancel(session, rollout_id, hub.clock()))
 
 
 @router.post(
-    "/rollouts/{rollout_id}/rollback", dependencies=OPERATOR, response_model=RolloutSummary
+    "/rollouts/{rollout_id}/rollback",
+    dependencies=allow(Permission.OPERATE, model_in_body=True),
+    response_model=RolloutSummary,
 )
 def roll_back_rollout(
-    hub: Hub, rollout_id: int, body: RollBackRequest | None = None
+    hub: Hub, asker: Asker, rollout_id: RowId, body: RollBackRequest | None = None
 ) -> dict[str, Any]:
     """Take the release back from every device that was given it."""
     reason = body.reason if body else ""
     with hub.database.write() as session:
+        check(asker, Permission.OPERATE, service.get(session, rollout_id).model)
         rollout = service.roll_back(session, rollout_id, reason, hub.clock())
         answer = service.summary(session, rollout)
     hub.wake()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, RowId, allow, check
 from edgefleet_cloud.api.jobs import JobAnswer
 from edgefleet_cloud.api.policies import Budget
 from edgefleet_cloud.database.models import Job, Run
@@ -13,6 +13,7 @@ from edgefleet_cloud.datasets import content
 from edgefleet_cloud.datasets import service as datasets
 from edgefleet_cloud.errors import InvalidError
 from edgefleet_cloud.training import service, trainers
+from edgefleet_cloud.trust.people.roles import Permission
 
 router = APIRouter(prefix="/v1", tags=["runs"])
 
@@ -64,7 +65,7 @@ class TrainerAnswer(BaseModel):
     summary: str
 
 
-@router.get("/trainers", dependencies=OPERATOR)
+@router.get("/trainers", dependencies=allow(Permission.READ))
 def list_trainers() -> list[TrainerAnswer]:
     """List the ways to train."""
     return [
@@ -73,9 +74,15 @@ def list_trainers() -> list[TrainerAnswer]:
     ]
 
 
-@router.post("/runs", status_code=202, dependencies=OPERATOR, response_model=JobAnswer)
-def start_run(hub: Hub, body: TrainBody) -> Job:
+@router.post(
+    "/runs",
+    status_code=202,
+    dependencies=allow(Permission.MAKE, model_in_body=True),
+    response_model=JobAnswer,
+)
+def start_run(hub: Hub, asker: Asker, body: TrainBody) -> Job:
     """Start a training; the job that is answered trains, converts, verifies and registers."""
+    check(asker, Permission.MAKE, body.model)
     with hub.database.read() as session:
         dataset = datasets.find(session, body.dataset)
         holdout = None if body.holdout is None else datasets.find(session, body.holdout)
@@ -109,7 +116,7 @@ def start_run(hub: Hub, body: TrainBody) -> Job:
     return job
 
 
-@router.get("/runs", dependencies=OPERATOR, response_model=list[RunAnswer])
+@router.get("/runs", dependencies=allow(Permission.READ), response_model=list[RunAnswer])
 def list_runs(
     hub: Hub, model: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> list[Run]:
@@ -118,8 +125,8 @@ def list_runs(
         return service.list_runs(session, model=model, limit=limit)
 
 
-@router.get("/runs/{run_id}", dependencies=OPERATOR, response_model=RunAnswer)
-def show_run(hub: Hub, run_id: int) -> Run:
+@router.get("/runs/{run_id}", dependencies=allow(Permission.READ), response_model=RunAnswer)
+def show_run(hub: Hub, run_id: RowId) -> Run:
     """Show one run."""
     with hub.database.read() as session:
         return service.get_run(session, run_id)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgefleet_cloud.api.context import OPERATOR, Hub
+from edgefleet_cloud.api.context import Asker, Hub, allow, check
 from edgefleet_cloud.api.policies import ORDER, Budget
 from edgefleet_cloud.api.uploads import on_disk, read_upload
 from edgefleet_cloud.datasets import content
@@ -14,10 +14,13 @@ from edgefleet_cloud.datasets import service as datasets
 from edgefleet_cloud.errors import ConflictError, InvalidError
 from edgefleet_cloud.fleet import groups
 from edgefleet_cloud.training import service
+from edgefleet_cloud.trust.people.roles import Permission
 from edgefleet_converters import sources
 from edgefleet_protocol.identifiers import model_name
 
 router = APIRouter(prefix="/v1", tags=["ship"])
+# It makes a version, decides on it, and brings it to devices.
+SHIPPING = (Permission.MAKE, Permission.RELEASE, Permission.OPERATE)
 
 
 class ShipOptions(BaseModel):
@@ -44,9 +47,14 @@ class ShipAnswer(BaseModel):
     warning: str | None = Field(description="What the sender should know about the file's format.")
 
 
-@router.post("/ship", status_code=202, dependencies=OPERATOR)
+@router.post(
+    "/ship",
+    status_code=202,
+    dependencies=allow(Permission.MAKE, Permission.RELEASE, Permission.OPERATE, model_in_body=True),
+)
 def ship(
     hub: Hub,
+    asker: Asker,
     model: UploadFile,
     sample: UploadFile,
     options: Annotated[str, Form(description="`ShipOptions` as JSON.")],
@@ -57,6 +65,8 @@ def ship(
     the job, with the hub's rights: send none that you would not run there as a program.
     """
     wanted = _options(options)
+    for permission in SHIPPING:
+        check(asker, permission, wanted.name)
     model_name(wanted.name)
     service.check_variants(wanted.variants)
     folder = hub.settings.home / "uploads"

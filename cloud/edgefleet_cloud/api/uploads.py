@@ -12,6 +12,8 @@ from edgefleet_cloud.errors import InvalidError
 from edgefleet_converters.errors import BadInputError
 from edgefleet_converters.tables import Table, read_table
 
+MAX_NAME_BYTES = 200
+
 
 @contextmanager
 def on_disk(upload: UploadFile, folder: Path) -> Iterator[Path]:
@@ -22,7 +24,8 @@ def on_disk(upload: UploadFile, folder: Path) -> Iterator[Path]:
             the text names the file as the sender did.
     """
     name = PurePath((upload.filename or "").replace("\\", "/")).name
-    if not name or name == ".." or len(name) > 200:
+    # File systems count bytes, up to 255, and know no NUL.
+    if not name or name == ".." or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise InvalidError("the file has no usable name; expected something like `data.csv`")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -1,4 +1,4 @@
-"""Deciding who may connect to the broker, and with which permissions.
+"""Deciding who may connect to the embedded broker, and which connections may stay.
 
 The broker asks this service for every connection (NATS auth callout). Rules, in order:
 
@@ -6,30 +6,39 @@ The broker asks this service for every connection (NATS auth callout). Rules, in
 2. The certificate's common name is the MQTT client id, so that nobody can throw another client off
    by taking its id.
 3. `hub` is the hub's own link, and its certificate is the very one that this hub made.
-4. Any other name is a device that is enrolled and not revoked, with the certificate that it was
-   given last.
+4. Any other name is a device that is enrolled and not revoked, with a certificate that it was
+   given and that was not replaced (`trust.identity.certificates`).
 
 Whoever does not pass is refused. What cannot be read, or asked of the database, is a refusal.
+A connection is closed as soon as it would not be let in any more. Which connections there are, the
+server is asked for: at the start, because another callout may have let them in, and every minute.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct, field
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from edgefleet_cloud.broker import tickets
-from edgefleet_cloud.broker.tickets import Permissions, Question
-from edgefleet_cloud.database.models import Device, DeviceState
+from edgefleet_cloud.broker import policy, tickets
+from edgefleet_cloud.broker.policy import Allowed
+from edgefleet_cloud.broker.tickets import Question
 from edgefleet_cloud.database.sessions import Database
+from edgefleet_cloud.trust.identity import certificates
 
-HUB_CLIENT_ID = "hub"
 SUBJECT = "$SYS.REQ.USER.AUTH"
 CONNECT_TIMEOUT_S = 5
+# Between two looks at the server's own list of connections.
+LOOK_S = 60.0
+# A connection that was let in so recently may not be on the server's list yet.
+SETTLING_S = 10.0
+CONNECTIONS_AT_ONCE = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +50,44 @@ class Refused:
     reason: str
 
 
-def decide(question: Question, database: Database, hub_serial: str) -> Permissions | Refused:
+@dataclass(frozen=True)
+class Held:
+    """A device's connection.
+
+    Attributes:
+        admitted_at: monotonic seconds.
+    """
+
+    device: str
+    serial: str
+    admitted_at: float
+
+
+class _Connection(Struct):
+    cid: int
+    authorized_user: str = ""
+
+
+class _Connections(Struct):
+    server_id: str
+    total: int = 0
+    connections: list[_Connection] = field(default_factory=list)
+
+
+class _ConnectionsAnswer(Struct):
+    data: _Connections
+
+
+def decide(
+    question: Question, database: Database, hub_serial: Callable[[], str], now: float
+) -> Allowed | Refused:
     """Apply the module's rules to one connection.
 
     Args:
         question: who wants to connect.
         database: knows the devices.
-        hub_serial: of the certificate of the hub's own link.
+        hub_serial: returns that of the certificate of the hub's own link.
+        now: Unix seconds.
     """
     if not question.client_id or not question.common_name:
         return Refused("not an MQTT connection with a certificate of this hub's authority")
@@ -55,18 +95,23 @@ def decide(question: Question, database: Database, hub_serial: str) -> Permissio
         return Refused(
             f"client id {question.client_id[:64]!r} on the certificate of {question.common_name!r}"
         )
-    if question.common_name == HUB_CLIENT_ID:
-        if question.serial != hub_serial:
+    if question.common_name == policy.HUB:
+        if question.serial != hub_serial():
             return Refused("the certificate of the hub's link is not the one that this hub made")
-        return tickets.of_hub()
-    with database.read() as session:
-        device = session.get(Device, question.common_name)
-    if device is None or device.state != DeviceState.ENROLLED:
-        state = "unknown" if device is None else device.state
-        return Refused(f"device {question.common_name!r} is {state}, not enrolled")
-    if device.certificate_serial != question.serial:
-        return Refused(f"device {device.id!r} came with a certificate that has been replaced")
-    return tickets.of_device(device.id)
+        return policy.of_link()
+    with database.write() as session:
+        reason = certificates.admit(session, question.common_name, question.serial, now)
+    return Refused(reason) if reason else policy.of_device(question.common_name)
+
+
+def unwanted(held: Mapping[int, Held], valid: Mapping[str, set[str]]) -> list[int]:
+    """Return the connections that would not be let in any more.
+
+    Args:
+        held: connection number → whose it is.
+        valid: enrolled device → serials of the certificates with which it may be connected.
+    """
+    return [number for number, one in held.items() if one.serial not in valid.get(one.device, ())]
 
 
 class Callout:
@@ -87,7 +132,7 @@ class Callout:
         url: str,
         signer: tickets.Signer,
         account: str,
-        decide: Callable[[Question], Permissions | Refused],
+        decide: Callable[[Question], Allowed | Refused],
     ) -> None:
         self._url = url
         self._signer = signer
@@ -98,7 +143,9 @@ class Callout:
         self._ready = threading.Event()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
-        self._connected: dict[str, tuple[str, int]] = {}
+        self._held: dict[int, Held] = {}
+        self._server = ""
+        self._looked_at = 0.0
         self._client = Client()
 
     def start(self) -> None:
@@ -122,28 +169,27 @@ class Callout:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
-    def connected(self) -> list[str]:
-        """Return the devices that were let in by this service, the ones gone again included."""
-        return list(self._connected)
-
-    def disconnect(self, device_id: str) -> None:
-        """Close the connection of a device, if it still has one.
+    def held(self) -> dict[int, Held]:
+        """Return the connections of devices, some of which may be gone again.
 
         Raises:
             nats.errors.Error: if the broker does not answer.
         """
-        held = self._connected.pop(device_id, None)
-        if held is None:
-            return
-        server, connection = held
+        if time.monotonic() - self._looked_at >= LOOK_S:
+            asyncio.run_coroutine_threadsafe(self._look(), self._loop).result()
+        return dict(self._held)
+
+    def disconnect(self, number: int) -> None:
+        """Close a connection, if it is still there.
+
+        Raises:
+            nats.errors.Error: if the broker does not answer.
+        """
         # A request: the server ignores this subject on messages that give no reply address.
         # Its answer is not needed; the connection may be gone already.
-        kick = self._client.request(
-            f"$SYS.REQ.SERVER.{server}.KICK",
-            msgspec.json.encode({"cid": connection}),
-            timeout=CONNECT_TIMEOUT_S,
-        )
+        kick = self._ask(f"{self._server}.KICK", {"cid": number})
         asyncio.run_coroutine_threadsafe(kick, self._loop).result()
+        self._held.pop(number, None)
 
     def _run(self) -> None:
         try:
@@ -165,6 +211,7 @@ class Callout:
         )
         await self._client.subscribe(SUBJECT, cb=self._answer)
         await self._client.flush()
+        await self._look()
         self._ready.set()
         await self._stop.wait()
         await self._client.close()
@@ -191,6 +238,36 @@ class Callout:
             _log.warning("broker connection refused: %s", decision.reason)
             await message.respond(self._signer.refuse(question, decision.reason))
             return
-        if question.common_name != HUB_CLIENT_ID:
-            self._connected[question.common_name] = (question.server, question.connection)
+        if question.common_name != policy.HUB:
+            self._held[question.connection] = Held(
+                question.common_name, question.serial, time.monotonic()
+            )
         await message.respond(self._signer.admit(question, self._account, decision))
+
+    async def _look(self) -> None:
+        """Bring `held` into line with the server's own list of its connections."""
+        self._looked_at = time.monotonic()
+        listed: dict[int, Held] = {}
+        offset, total = 0, 1
+        while offset < total:
+            page_wanted = {"auth": True, "limit": CONNECTIONS_AT_ONCE, "offset": offset}
+            answer = await self._ask("PING.CONNZ", page_wanted)
+            page = msgspec.json.decode(answer, type=_ConnectionsAnswer).data
+            self._server = page.server_id
+            for connection in page.connections:
+                name, _, serial = connection.authorized_user.partition("/")
+                if serial and name != policy.HUB:
+                    listed[connection.cid] = Held(name, serial, self._looked_at)
+            offset, total = offset + CONNECTIONS_AT_ONCE, page.total
+        for number, one in list(self._held.items()):
+            if number not in listed and one.admitted_at < self._looked_at - SETTLING_S:
+                del self._held[number]
+        for number, one in listed.items():
+            self._held.setdefault(number, one)
+
+    async def _ask(self, what: str, body: Mapping[str, object]) -> bytes:
+        subject = f"$SYS.REQ.SERVER.{what}"
+        answer = await self._client.request(
+            subject, msgspec.json.encode(body), timeout=CONNECT_TIMEOUT_S
+        )
+        return bytes(answer.data)

@@ -8,7 +8,8 @@ Started and supervised by the hub, configured from the hub's settings alone. Rul
    (a reload would drop retained messages of users that are not in the file).
 3. A broker left over from a hub that was killed is stopped before a new one starts. It is known by
    the pid file and by our configuration file in its command line, never by its name alone.
-4. Retained messages survive the broker. Should its folder be lost, everything is published again.
+4. Retained messages survive the broker. Should its folder be lost, or should it die unasked, every
+   assignment is published again.
 """
 
 import contextlib
@@ -21,21 +22,21 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
 from cryptography import x509
-from sqlalchemy import select
 
-from edgefleet_cloud.broker import callout, tickets
-from edgefleet_cloud.broker.callout import HUB_CLIENT_ID, Callout
-from edgefleet_cloud.database.models import Device, DeviceState
+from edgefleet_cloud.broker import callout, identities, tickets
+from edgefleet_cloud.broker.backoff import Backoff
+from edgefleet_cloud.broker.callout import Callout, Refused
+from edgefleet_cloud.broker.errors import BrokerError
+from edgefleet_cloud.broker.policy import Allowed
 from edgefleet_cloud.database.sessions import Database
-from edgefleet_cloud.errors import HubError
 from edgefleet_cloud.fleet import assignments
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.trust import durable
+from edgefleet_cloud.trust.identity import certificates
 from edgefleet_cloud.trust.identity.authority import Authority, KeyPair
 
 ACCOUNT = "EDGEFLEET"
@@ -44,16 +45,15 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
-# Pause before a broker that died is started again: doubles from the first to the second.
-BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
-# A broker that has run for so long is taken to be well, and the pause starts anew.
-SETTLED_S = 60.0
 
 _log = logging.getLogger(__name__)
 
 
 class EmbeddedBroker:
     """The broker process and its auth callout.
+
+    Attributes:
+        usable: always: it is of the hub's own making.
 
     Args:
         settings: where it listens.
@@ -79,7 +79,9 @@ class EmbeddedBroker:
         self._process: subprocess.Popen[bytes] | None = None
         self._callout: Callout | None = None
         self._pair: KeyPair | None = None
+        self._generation = authority.generation
         self._backoff = Backoff()
+        self.usable = True
 
     @property
     def config_path(self) -> Path:
@@ -103,9 +105,10 @@ class EmbeddedBroker:
         """Bring the broker into line: called at every tick of the scheduler.
 
         Starts it again if it died, renews its certificate when due, and closes the connections of
-        devices that have been revoked.
+        devices that have been revoked, or whose certificate has been replaced or has expired.
         """
-        if self._pair is not None and self._pair.renew_at <= self._clock():
+        due = self._pair is not None and self._pair.renew_at <= self._clock()
+        if due or self._generation != self._authority.generation:
             _log.info("broker certificate is due; the broker starts again with a new one")
             self.stop()
             self._launch()
@@ -135,23 +138,30 @@ class EmbeddedBroker:
             return
         _log.error("broker ended with %s; starting a new one", code)
         self.stop()
+        # What it had acknowledged last may not have been written yet.
+        with self._database.write() as session:
+            assignments.publish_all_again(session)
         self._launch()
 
     def _enforce(self, service: Callout) -> None:
-        connected = service.connected()
-        if not connected:
+        held = service.held()
+        if not held:
             return
         with self._database.read() as session:
-            allowed = set(
-                session.scalars(select(Device.id).where(Device.state == DeviceState.ENROLLED))
+            valid = certificates.valid_serials(session, self._clock())
+        for number in callout.unwanted(held, valid):
+            one = held[number]
+            _log.warning(
+                "closing a connection of %r: its certificate %s is not good any more",
+                one.device,
+                one.serial,
             )
-        for device_id in set(connected) - allowed:
-            _log.warning("closing the connection of %r: it is not enrolled any more", device_id)
-            service.disconnect(device_id)
+            service.disconnect(number)
 
     def _launch(self) -> None:
         settings = self._settings
-        hosts = [settings.public_host, settings.mqtt_host, "localhost", "127.0.0.1", "::1"]
+        self._generation = self._authority.generation
+        hosts = [settings.devices_mqtt_host, settings.mqtt_host, "localhost", "127.0.0.1", "::1"]
         self._pair = self._authority.issue_server("broker", hosts, self._folder)
         ca = self._folder / "ca.pem"
         durable.write(ca, self._authority.ca_pem, mode=durable.PUBLIC)
@@ -195,15 +205,23 @@ class EmbeddedBroker:
     def _start_callout(self) -> None:
         if self._callout is not None:
             self._callout.stop()
-        link = self._authority.issue_client(HUB_CLIENT_ID, self._folder)
-        serial = x509.load_pem_x509_certificate(link.certificate.read_bytes()).serial_number
+        # Made before two threads ask for it.
+        identities.link(self._authority, self._folder)
         self._callout = Callout(
             self._url.replace("nats://", f"nats://callout:{self._password}@"),
             self._signer,
             ACCOUNT,
-            partial(callout.decide, database=self._database, hub_serial=f"{serial:x}"),
+            self._decide,
         )
         self._callout.start()
+
+    def _decide(self, question: tickets.Question) -> Allowed | Refused:
+        return callout.decide(question, self._database, self._link_serial, self._clock())
+
+    def _link_serial(self) -> str:
+        pair = identities.link(self._authority, self._folder)
+        certificate = x509.load_pem_x509_certificate(pair.certificate.read_bytes())
+        return f"{certificate.serial_number:x}"
 
     @property
     def _pid_path(self) -> Path:
@@ -225,32 +243,6 @@ class EmbeddedBroker:
         if not path.exists():
             return "it wrote no log"
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
-
-
-class Backoff:
-    """When a broker that died may be started again. Times are monotonic seconds.
-
-    The first time at once; then after pauses that double, until one has run for a minute.
-    """
-
-    def __init__(self) -> None:
-        self._pause_s = 0.0
-        self._started_at = -SETTLED_S
-
-    def started(self, now: float) -> None:
-        """Note a start."""
-        settled = now - self._started_at >= SETTLED_S
-        grown = min(max(2 * self._pause_s, BACKOFF_S), BACKOFF_MAX_S)
-        self._pause_s = 0.0 if settled else grown
-        self._started_at = now
-
-    def may_start(self, now: float) -> bool:
-        """Tell whether the next start may be now."""
-        return now - self._started_at >= self._pause_s
-
-
-class BrokerError(HubError):
-    """The embedded broker does not run."""
 
 
 def binary() -> Path:

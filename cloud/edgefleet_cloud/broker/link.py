@@ -1,14 +1,16 @@
 """The hub's link to its devices: one MQTT connection (docs/adr/0002, 0004).
 
 In: states and reports go through a bounded queue to one worker, which takes them in by batches and
-acknowledges after the commit; requests for blocks go to `serving.BlockServer`. Out:
-acknowledgements, assignments and image metadata. Rules:
+acknowledges after the commit; requests for blocks go to `serving.BlockServer`, those for the time
+to `timing.TimeDesk`. Out: acknowledgements, assignments and image metadata. Rules:
 
 1. Nothing depends on the broker keeping or delivering anything. A full queue drops the newest
    message: devices send reports again until they are acknowledged, and states at every heartbeat.
 2. An assignment counts as published when the broker has acknowledged it, and only if it is still
    the newest. What was under way when the connection broke is published again on the next one.
-3. Every connection is a new client without a session, so that nothing old is sent again by itself.
+3. One device cannot keep the hub from hearing the others: what is over its `quota`, larger than any
+   message, or retained (no agent retains) is dropped at once; a flood opens an incident.
+4. Every connection is a new client without a session, so that nothing old is sent again by itself.
 """
 
 import contextlib
@@ -17,25 +19,28 @@ import queue
 import ssl
 import threading
 import time
+from collections.abc import Callable
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgefleet_cloud.broker.callout import HUB_CLIENT_ID
+from edgefleet_cloud.broker import identities, policy
+from edgefleet_cloud.broker.quota import Quotas
 from edgefleet_cloud.broker.serving import BlockServer
-from edgefleet_cloud.fleet import assignments
+from edgefleet_cloud.broker.timing import TimeDesk
+from edgefleet_cloud.fleet import assignments, refusals
 from edgefleet_cloud.fleet.catalog import BlobCatalog
 from edgefleet_cloud.fleet.ingest import Inbound, IngestOutcome, ingest
 from edgefleet_cloud.services import Services
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import ProtocolError
 from edgefleet_protocol.identifiers import digest_of
-from edgefleet_protocol.messages import Ack, BlockRequest, Request, SyncRequest
+from edgefleet_protocol.messages import Ack, BlockRequest, Request, SyncRequest, TimeRequest
 
 BATCH_MESSAGES = 256
 BATCH_WAIT_S = 0.02
-# At 10 kB a message, 100 MB of memory at most.
+# No message waits that is larger than `codec.MAX_MESSAGE_BYTES`; at a usual 10 kB, 100 MB at most.
 QUEUE_MESSAGES = 10_000
 KEEPALIVE_S = 30
 RECONNECT_S, RECONNECT_MAX_S = 0.1, 5.0
@@ -52,16 +57,33 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # see above
 _log = logging.getLogger(__name__)
 
 
+class _TidySocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho would leave that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Link:
     """The connection and its threads; started and stopped once.
 
+    Args:
+        services: of the hub.
+        usable: tells whether the broker may be used; the link leaves it when it may not.
+
     Attributes:
         counters: what has happened since the start, by name: `received`, `dropped` (queue full),
-            `malformed`, `reports`, `states`, `failures` (batches that could not be taken in).
+            `flooded` (over a device's quota), `malformed`, `reports`, `states`, `failures` (batches
+            that could not be taken in).
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, usable: Callable[[], bool] = lambda: True) -> None:
         self._services = services
+        self._usable = usable
         self._inbound: queue.Queue[Inbound | None] = queue.Queue(QUEUE_MESSAGES)
         self._stopping = threading.Event()
         self._gone = threading.Event()
@@ -73,11 +95,14 @@ class Link:
         self._metadata_wanted = False
         self._metadata_at = 0.0
         self._sync: set[str] = set()
+        self._quotas = Quotas()
+        self._floods: set[str] = set()
         self.counters = dict.fromkeys(
-            ("received", "dropped", "malformed", "reports", "states", "failures"), 0
+            ("received", "dropped", "flooded", "malformed", "reports", "states", "failures"), 0
         )
         catalog = BlobCatalog(services.database, services.store)
         self._blocks = BlockServer(catalog, services.store, self._publish)
+        self._time = TimeDesk(services.director, services.authority, services.clock, self._publish)
         self._threads = [
             threading.Thread(target=self._keep_connected, name="link", daemon=True),
             threading.Thread(target=self._work, name="link-ingest", daemon=True),
@@ -86,6 +111,7 @@ class Link:
     def start(self) -> None:
         """Start connecting; returns at once."""
         self._blocks.start()
+        self._time.start()
         for thread in self._threads:
             thread.start()
 
@@ -97,6 +123,7 @@ class Link:
             if thread.is_alive():
                 thread.join()
         self._blocks.stop()
+        self._time.stop()
 
     @property
     def connected(self) -> bool:
@@ -110,7 +137,10 @@ class Link:
     def publish_pending(self) -> None:
         """Publish image metadata and assignments that the broker does not have yet."""
         with self._publishing:
-            if not self._connected.is_set():
+            usable = self._usable()
+            if not usable:
+                self._gone.set()
+            if not usable or not self._connected.is_set():
                 return
             self._publish_metadata()
             self._settle()
@@ -124,6 +154,9 @@ class Link:
         pause_s = RECONNECT_S
         while not self._stopping.is_set():
             self._gone.clear()
+            if not self._usable():
+                self._stopping.wait(RECONNECT_S)
+                continue
             client = self._new_client()
             try:
                 client.connect(self._host, self._services.settings.mqtt_port, KEEPALIVE_S)
@@ -146,14 +179,13 @@ class Link:
         return _LOOPBACK.get(self._services.settings.mqtt_host, self._services.settings.mqtt_host)
 
     def _new_client(self) -> mqtt.Client:
-        pair = self._services.authority.issue_client(
-            HUB_CLIENT_ID, self._services.settings.home / "broker"
-        )
+        pair = identities.link(self._services.authority, self._services.settings.home / "broker")
         context = ssl.create_default_context(cadata=self._services.authority.ca_pem.decode())
         context.load_cert_chain(pair.certificate, pair.key)
+        context.sslsocket_class = _TidySocket
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=HUB_CLIENT_ID,
+            client_id=policy.HUB,
             protocol=mqtt.MQTTv311,
             reconnect_on_failure=False,
         )
@@ -205,13 +237,34 @@ class Link:
 
     def _on_message(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         self.counters["received"] += 1
-        inbound = Inbound(message.topic, bytes(message.payload))
-        if inbound.topic.endswith("/up/request"):
-            taken = self._take_request(inbound)
-        else:
-            taken = self._offer(inbound)
-        if not taken:
+        size_bytes = len(message.payload)
+        # Retained: said at some earlier time, perhaps to another hub.
+        if message.retain or size_bytes > codec.MAX_MESSAGE_BYTES:
+            self.counters["malformed"] += 1
+        elif not self._is_within_quota(message.topic, size_bytes):
+            self.counters["flooded"] += 1
+        elif not self._take(Inbound(message.topic, bytes(message.payload))):
             self.counters["dropped"] += 1
+
+    def _is_within_quota(self, topic: str, size_bytes: int) -> bool:
+        # The broker has bound the topic to the device's certificate; no device, no other quota.
+        device = topic.split("/")[3] if topic.count("/") == 5 else ""
+        now = time.monotonic()
+        if self._quotas.take(device, size_bytes, now):
+            return True
+        refused = self._quotas.to_tell(device, now)
+        if refused:
+            _log.warning(
+                "device %r sends more than its quota; dropped %d messages", device[:64], refused
+            )
+            self._floods.add(device)
+            self._nudge()
+        return False
+
+    def _take(self, inbound: Inbound) -> bool:
+        if inbound.topic.endswith("/up/request"):
+            return self._take_request(inbound)
+        return self._offer(inbound)
 
     def _take_request(self, inbound: Inbound) -> bool:
         try:
@@ -224,6 +277,8 @@ class Link:
             return True
         if isinstance(request, BlockRequest):
             return self._blocks.ask(device, request)
+        if isinstance(request, TimeRequest):
+            return self._time.ask(device, request)
         if isinstance(request, SyncRequest):
             _log.info("device %r asks for its assignment again: %s", device, request.reason)
             self._sync.add(device)
@@ -249,6 +304,7 @@ class Link:
                 if batch:
                     nudged |= self._take_in(batch)
                 if nudged:
+                    self._report_floods()
                     self.publish_pending()
             except Exception:
                 # The batch is lost here and not acknowledged, so devices send it again.
@@ -274,7 +330,16 @@ class Link:
 
     def _take_in(self, batch: list[Inbound]) -> bool:
         services = self._services
-        outcome = ingest(services.database, services.store, batch, services.clock())
+        now = services.clock()
+        outcome = ingest(
+            services.database,
+            services.store,
+            batch,
+            now,
+            challenge_age=lambda device, challenge: services.authority.freshness.age_s(
+                "statement", device, challenge, now
+            ),
+        )
         self._count(outcome)
         for (device, store), numbers in outcome.acks.items():
             self._publish(
@@ -286,6 +351,24 @@ class Link:
             # A rollout may go on; all else can wait for the next round.
             services.wake()
         return outcome.metadata_refused or bool(outcome.publish_again)
+
+    def _report_floods(self) -> None:
+        """Open an incident for each device that was over its quota."""
+        floods = []
+        # One by one: the connection's thread may add to it meanwhile.
+        while self._floods:
+            floods.append(self._floods.pop())
+        if not floods:
+            return
+        with self._services.database.write() as session:
+            for device in floods:
+                text = (
+                    f"device {device!r} sends more than its quota; the rest is dropped. It is"
+                    " broken or in other hands: look at it, or revoke it"
+                )
+                refusals.alarm(
+                    session, "device-flood", device, "quota", text, self._services.clock()
+                )
 
     def _count(self, outcome: IngestOutcome) -> None:
         self.counters["states"] += outcome.states

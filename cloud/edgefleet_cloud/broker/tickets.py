@@ -4,6 +4,8 @@ The server asks for every connection with a JWT (`AuthorizationRequest`), and is
 JWT signed by our account key, whose inner JWT carries the permissions of the connection. Formats:
 NATS ADR-26 (auth callout) and NATS JWT version 2. Pure: no socket, no database.
 
+The server names its connections as the answers named their users: `connection_name`.
+
 The question is believed without checking its signature: it comes over our own authenticated
 loopback connection to a server that we started ourselves.
 """
@@ -20,8 +22,12 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from msgspec import Struct, field
 
-# Which MQTT topics (as NATS subjects) a device may use; see `edgefleet_protocol.topics`.
+from edgefleet_cloud.broker.policy import Allowed
+
+# Where the server delivers QoS 1 messages to the connection itself.
 _MQTT_DELIVERY = "$MQTT.sub.>"
+# Of one connection. An agent has two, and one more for each file that it downloads.
+MAX_SUBSCRIPTIONS = 1000
 
 
 class _Server(Struct):
@@ -60,6 +66,7 @@ class Question:
         client_id: of the MQTT CONNECT; empty for what is not MQTT.
         common_name: of the certificate that TLS has verified; empty without one.
         serial: of that certificate, lower-case hexadecimal.
+        expires_at: end of its life, Unix seconds.
     """
 
     server: str
@@ -79,20 +86,17 @@ class Permissions:
     subscribe: list[str]
 
 
-def of_device(device_id: str) -> Permissions:
-    """Return what a device may do: publish its own up-topics, read its own down- and the fleet's.
-
-    `$MQTT.sub.>` is where NATS delivers QoS 1 messages to the connection itself.
-    """
+def permissions(allowed: Allowed) -> Permissions:
+    """Return the permissions that let a connection do what the policy allows it."""
     return Permissions(
-        publish=[f"ef.1.d.{device_id}.up.>"],
-        subscribe=[f"ef.1.d.{device_id}.down.>", "ef.1.fleet.>", _MQTT_DELIVERY],
+        publish=[nats_subject(filter_) for filter_ in allowed.publish],
+        subscribe=[*(nats_subject(filter_) for filter_ in allowed.read), _MQTT_DELIVERY],
     )
 
 
-def of_hub() -> Permissions:
-    """Return what the hub's own link may do."""
-    return Permissions(publish=["ef.1.>"], subscribe=["ef.1.>", _MQTT_DELIVERY])
+def nats_subject(filter_: str) -> str:
+    """Return the NATS subject of an MQTT filter of the policy: no `#`, no empty level, no dot."""
+    return filter_.replace("/", ".").replace("+", "*")
 
 
 def read(token: bytes) -> Question:
@@ -107,13 +111,16 @@ def read(token: bytes) -> Question:
     try:
         body = base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4))
         request = msgspec.json.decode(body, type=_Claims).nats
-    except (binascii.Error, msgspec.DecodeError) as error:
+    except (binascii.Error, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"auth request cannot be read: {error}") from error
     common_name, serial, expires_at = "", "", 0.0
     chains = request.client_tls.verified_chains if request.client_tls else []
     if chains and chains[0]:
-        certificate = x509.load_pem_x509_certificate(chains[0][0].encode())
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        try:
+            certificate = x509.load_pem_x509_certificate(chains[0][0].encode())
+            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except x509.InvalidVersion as error:
+            raise ValueError(f"auth request: the certificate cannot be read: {error}") from error
         common_name = str(names[0].value) if len(names) == 1 else ""
         serial = f"{certificate.serial_number:x}"
         expires_at = certificate.not_valid_after_utc.timestamp()
@@ -128,6 +135,11 @@ def read(token: bytes) -> Question:
     )
 
 
+def connection_name(common_name: str, serial: str) -> str:
+    """Return what the server calls a connection that came with this certificate."""
+    return f"{common_name}/{serial}"
+
+
 class Signer:
     """Writes answers with the account key of the callout.
 
@@ -139,15 +151,19 @@ class Signer:
         self._pair = nkeys.from_seed(bytearray(nkeys.encode_seed(seed, nkeys.PREFIX_BYTE_ACCOUNT)))
         self.issuer: str = bytes(self._pair.public_key).decode()
 
-    def admit(self, question: Question, account: str, permissions: Permissions) -> bytes:
-        """Return the answer that lets the connection in, until its certificate expires."""
+    def admit(self, question: Question, account: str, allowed: Allowed) -> bytes:
+        """Return the answer that lets the connection in, until its certificate expires.
+
+        The user is named by the certificate, which the server tells with its connections.
+        """
+        granted = permissions(allowed)
         user = self._token(
             question.user,
             account,
             {
-                "pub": {"allow": permissions.publish},
-                "sub": {"allow": permissions.subscribe},
-                "subs": -1,
+                "pub": {"allow": granted.publish},
+                "sub": {"allow": granted.subscribe},
+                "subs": MAX_SUBSCRIPTIONS,
                 "data": -1,
                 "payload": -1,
                 "allowed_connection_types": ["MQTT"],
@@ -155,6 +171,7 @@ class Signer:
                 "version": 2,
             },
             expires_at=question.expires_at,
+            name=connection_name(question.common_name, question.serial),
         )
         return self._answer(question, {"jwt": user})
 
@@ -167,7 +184,13 @@ class Signer:
         return self._token(question.user, question.server, claims).encode()
 
     def _token(
-        self, subject: str, audience: str, body: dict[str, Any], expires_at: float = 0.0
+        self,
+        subject: str,
+        audience: str,
+        body: dict[str, Any],
+        *,
+        expires_at: float = 0.0,
+        name: str = "",
     ) -> str:
         claims: dict[str, Any] = {
             "iss": self.issuer,
@@ -178,6 +201,8 @@ class Signer:
         }
         if expires_at:
             claims["exp"] = int(expires_at)
+        if name:
+            claims["name"] = name
         signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(claims)}"
         signature = base64.urlsafe_b64encode(self._pair.sign(signed.encode()))
         return f"{signed}.{signature.rstrip(b'=').decode()}"

@@ -10,6 +10,9 @@ import typer
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.cli import (
+    approvals,
+    audit,
+    broker,
     challenges,
     datasets,
     devices,
@@ -17,11 +20,14 @@ from edgefleet_cloud.cli import (
     models,
     monitoring,
     output,
+    people,
     rollouts,
     ship,
     training,
     triggers,
+    trust,
     up,
+    verify,
 )
 from edgefleet_cloud.cli.client import Target
 
@@ -34,8 +40,13 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("ship")(ship.ship)
 app.command("train")(training.train)
+app.command("verify")(verify.verify)
+app.command("login")(people.login)
+app.command("logout")(people.logout)
+app.command("whoami")(people.whoami)
 for group, name in (
     (devices.app, "devices"),
+    (broker.app, "broker"),
     (datasets.app, "datasets"),
     (models.app, "models"),
     (rollouts.app, "rollouts"),
@@ -45,6 +56,11 @@ for group, name in (
     (triggers.app, "triggers"),
     (triggers.retrainings, "retrainings"),
     (jobs.app, "jobs"),
+    (approvals.app, "approvals"),
+    (people.accounts, "accounts"),
+    (people.tokens, "tokens"),
+    (audit.app, "audit"),
+    (trust.app, "trust"),
 ):
     app.add_typer(group, name=name)
 
@@ -53,7 +69,7 @@ for group, name in (
 def main(
     ctx: typer.Context,
     hub: Annotated[str | None, typer.Option(help="URL of the hub; EDGEFLEET_HUB.")] = None,
-    token: Annotated[str | None, typer.Option(help="Operator token; EDGEFLEET_TOKEN.")] = None,
+    token: Annotated[str | None, typer.Option(help="API token; EDGEFLEET_TOKEN.")] = None,
     ca: Annotated[Path | None, typer.Option(help="CA of the hub; EDGEFLEET_CA.")] = None,
     home: Annotated[
         Path | None, typer.Option(help="Home of a hub on this machine; EDGEFLEET_HOME.")

@@ -1,14 +1,15 @@
-"""The terminal's way to the hub: HTTPS with the hub's own CA and the operator token.
+"""The terminal's way to the hub: HTTPS with the hub's own CA and a token.
 
-Where to connect comes from `--hub`, `--token`, `--ca`, else from `EDGEFLEET_HUB`,
-`EDGEFLEET_TOKEN`, `EDGEFLEET_CA`, else from the files that `edgefleet up` leaves in the hub's home
-on the same machine (`client.json`, `admin.token`).
+Where to connect comes from `--hub`, `--ca`, else from `EDGEFLEET_HUB`, `EDGEFLEET_CA`, else from
+the file that `edgefleet up` leaves in the hub's home on the same machine (`client.json`), else
+from the last `edgefleet login`. Who asks comes from `--token`, `EDGEFLEET_TOKEN`,
+`EDGEFLEET_TOKEN_FILE`, else from the login at that hub, else from the hub's home (`admin.token`).
 """
 
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import typer
 
+from edgefleet_cloud.cli import logins
 from edgefleet_cloud.cli.output import CliError, ExitCode
 
 # The hub reads an uploaded table before it answers; a table of 1 GiB takes minutes.
@@ -83,6 +85,31 @@ class Client:
         answer = self._send("GET", path)
         return None if answer.status_code == 404 else _checked(answer)
 
+    def content(self, path: str) -> bytes | None:
+        """Return the answer of `GET path` as it is, None where the hub says that there is none."""
+        answer = self._send("GET", path)
+        if answer.status_code == 404:
+            return None
+        if not answer.is_success:
+            _checked(answer)
+        return answer.content
+
+    def stream(self, path: str, **query: Any) -> Iterator[bytes]:
+        """Give the answer of `GET path` piece by piece, however long it is.
+
+        Raises:
+            CliError: as for `get`, or if the answer breaks off.
+        """
+        params = {key: value for key, value in query.items() if value is not None}
+        try:
+            with self._http.stream("GET", path, params=params) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    _checked(answer)
+                yield from answer.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
     def put(self, path: str, body: object) -> Any:
         """Return the JSON answer of `PUT path` with `body` as JSON.
 
@@ -98,11 +125,14 @@ class Client:
         try:
             return self._http.request(method, path, **kwargs)
         except httpx.TransportError as error:
-            raise CliError(
-                f"the hub at {self._http.base_url} does not answer: {error}."
-                " Is `edgefleet up` running there?",
-                ExitCode.UNREACHABLE,
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.TransportError) -> CliError:
+        return CliError(
+            f"the hub at {self._http.base_url} does not answer: {error}."
+            " Is `edgefleet up` running there?",
+            ExitCode.UNREACHABLE,
+        )
 
 
 def connect(ctx: typer.Context) -> Client:
@@ -116,21 +146,23 @@ def connect(ctx: typer.Context) -> Client:
     """
     if isinstance(ctx.obj, Client):
         return ctx.obj
-    return open_client(ctx.obj if isinstance(ctx.obj, Target) else Target(), os.environ)
+    client = open_client(ctx.obj if isinstance(ctx.obj, Target) else Target(), os.environ)
+    ctx.call_on_close(client.close)
+    return client
 
 
 def open_client(target: Target, environment: Mapping[str, str]) -> Client:
     """Return a client for `target`, completed from `environment` and the hub's home."""
-    home = target.home or Path(environment.get("EDGEFLEET_HOME") or Path.home() / ".edgefleet")
-    url = target.hub or environment.get("EDGEFLEET_HUB")
-    token = target.token or environment.get("EDGEFLEET_TOKEN")
-    ca = str(target.ca or environment.get("EDGEFLEET_CA") or "")
-    if not (url and ca):
-        known = _local_hub(home, required=not url)
-        ca = ca or (known.get("ca", "") if not url or url == known.get("url") else "")
-        url = url or known["url"]
-    if token is None and (home / "admin.token").is_file():
-        token = _read(home / "admin.token").strip()
+    url, ca = find_hub(target, environment)
+    return _open(url, ca, _token(target, environment, url))
+
+
+def open_anonymous(url: str, ca: str) -> Client:
+    """Return a client that shows no token, to get one."""
+    return _open(url, ca, None)
+
+
+def _open(url: str, ca: str, token: str | None) -> Client:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         verify = ssl.create_default_context(cafile=ca or None)
@@ -141,13 +173,55 @@ def open_client(target: Target, environment: Mapping[str, str]) -> Client:
     return Client(httpx.Client(base_url=url, headers=headers, verify=verify, timeout=TIMEOUT))
 
 
+def _token(target: Target, environment: Mapping[str, str], url: str) -> str | None:
+    if target.token or environment.get("EDGEFLEET_TOKEN"):
+        return target.token or environment["EDGEFLEET_TOKEN"]
+    if environment.get("EDGEFLEET_TOKEN_FILE"):
+        return _read(Path(environment["EDGEFLEET_TOKEN_FILE"])).strip()
+    login = logins.find(environment, url)
+    if login is not None:
+        return login.token
+    home = _home(target, environment)
+    # The admin's token is for the hub of this home, and shown to no other.
+    if (home / "admin.token").is_file() and _local_hub(home, required=False).get("url") == url:
+        return _read(home / "admin.token").strip()
+    return None
+
+
+def _home(target: Target, environment: Mapping[str, str]) -> Path:
+    return target.home or Path(environment.get("EDGEFLEET_HOME") or Path.home() / ".edgefleet")
+
+
+def find_hub(target: Target, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the URL of the hub that is meant, and the file of its CA; "" for the system's.
+
+    Raises:
+        CliError: if no hub is known, or a file cannot be read.
+    """
+    home = _home(target, environment)
+    url = target.hub or environment.get("EDGEFLEET_HUB")
+    ca = str(target.ca or environment.get("EDGEFLEET_CA") or "")
+    if url and ca:
+        return url, ca
+    last = logins.last(environment)
+    known = _local_hub(home, required=not url and last is None)
+    if not url and not known:
+        assert last is not None  # else the hub's home was required
+        return last.hub, ca or last.ca
+    if url and url != known.get("url"):
+        login = logins.find(environment, url)
+        return url, ca or (login.ca if login else "")
+    return known["url"], ca or known["ca"]
+
+
 def _local_hub(home: Path, *, required: bool) -> dict[str, str]:
     path = home / "client.json"
     if not path.is_file():
         if required:
             raise CliError(
                 f"no hub is known: {path} does not exist. Start one with `edgefleet up`, or name"
-                " one with --hub and --ca (EDGEFLEET_HUB, EDGEFLEET_CA)",
+                " one with --hub and --ca (EDGEFLEET_HUB, EDGEFLEET_CA), best for `edgefleet"
+                " login`",
                 ExitCode.UNREACHABLE,
             )
         return {}
@@ -169,7 +243,7 @@ def _read(path: Path) -> str:
 
 def _checked(answer: httpx.Response) -> Any:
     if answer.is_success:
-        return _json(answer)
+        return None if answer.status_code == 204 else _json(answer)
     raise CliError(_error_text(answer), _exit_code(answer.status_code))
 
 
@@ -191,7 +265,7 @@ def _error_text(answer: httpx.Response) -> str:
 
 
 def _exit_code(status: int) -> ExitCode:
-    if status in (401, 403):
+    if status in (401, 403, 429):
         return ExitCode.DENIED
     if status in (400, 413, 415, 422):
         return ExitCode.USAGE

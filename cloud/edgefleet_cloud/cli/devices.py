@@ -1,6 +1,10 @@
 """`edgefleet devices`: let devices in, look at them, shut them out."""
 
+import csv
+import io
 import time
+from json import loads
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +17,14 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Argument(help="Device id.")]
+_APPROVAL = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+EXPECTED_COLUMNS = {
+    "serial": "serial",
+    "device": "device",
+    "state": "state",
+    "asked_key": "asked by key",
+    "labels": "labels",
+}
 COLUMNS = {
     "id": "device",
     "state": "state",
@@ -44,6 +56,118 @@ def claim(
             f" It works once, for {hours:.0f} h, and is not shown again.",
             markup=False,
         )
+
+
+@app.command()
+def expect(
+    ctx: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with the columns serial[,device,board,key,approval,label.KEY…], or JSON.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    json: JsonFlag = False,
+) -> None:
+    """Announce serial numbers; each may enrol once, without a token."""
+    client = connect(ctx)
+    rows = client.post("/v1/devices/expected", announced(file))
+    show(rows, EXPECTED_COLUMNS, json)
+    if not json:
+        newest = client.get("/v1/trust/authorities")[0]["fingerprint"]
+        console().print(
+            "On each device: edgefleet-agent enroll --hub URL --ca-fingerprint"
+            f" {newest}\nWithout a key, a serial number is only as secret as the label on the case:"
+            " such a device waits for `edgefleet devices accept`.",
+            markup=False,
+        )
+
+
+@app.command()
+def expected(ctx: typer.Context, json: JsonFlag = False) -> None:
+    """List announced serial numbers, and which of them wait to be accepted."""
+    rows = connect(ctx).get("/v1/devices/expected")
+    show(rows, EXPECTED_COLUMNS, json, empty="no serial number is expected")
+
+
+@app.command()
+def accept(
+    ctx: typer.Context,
+    serial: Annotated[str, typer.Argument(help="Serial number that has asked.")],
+    key: Annotated[str, typer.Argument(help="Fingerprint that the device shows, or its start.")],
+    json: JsonFlag = False,
+) -> None:
+    """Accept the key that has asked with a serial number, after comparing it."""
+    row = connect(ctx).post("/v1/devices/expected/accept", {"serial": serial, "key": key})
+    show(row, EXPECTED_COLUMNS, json)
+
+
+@app.command()
+def forget(
+    ctx: typer.Context, serial: Annotated[str, typer.Argument(help="Serial number.")]
+) -> None:
+    """Expect a serial number no more; a device that has enrolled with it stays enrolled."""
+    connect(ctx).post("/v1/devices/expected/forget", {"serial": serial})
+
+
+@app.command()
+def identity(ctx: typer.Context, device: Device, json: JsonFlag = False) -> None:
+    """Show a device's certificates, where its key lives, and what it has sworn to."""
+    row = connect(ctx).get(f"/v1/devices/{device}/identity")
+    if json:
+        show(row, [], json)
+        return
+    sworn = row["statement"]
+    told = "nothing yet" if sworn is None else f"#{sworn['counter']}, {_ago(_since(sworn))}"
+    show(row | {"sworn": told}, {"device": "device", "key": "key", "sworn": "sworn"}, json)
+    shown = [
+        one | {"state": one["ended"] or "good", "ends": _until(one["expires_at"])}
+        for one in row["certificates"]
+    ]
+    show(shown, {"serial": "certificate", "state": "state", "ends": "life"}, json)
+
+
+def announced(file: Path) -> list[dict[str, Any]]:
+    """Read announced devices from a CSV or JSON file, as the API takes them.
+
+    Raises:
+        CliError: if the file cannot be read as such.
+    """
+    try:
+        text = file.read_text("utf-8-sig")
+        if file.suffix.lower() == ".json":
+            rows = loads(text)
+            if not isinstance(rows, list):
+                raise ValueError("expected a list of objects")
+            return rows
+        return [_announced_row(row) for row in csv.DictReader(io.StringIO(text))]
+    except (OSError, ValueError, csv.Error) as error:
+        raise CliError(f"{file} cannot be read: {error}", ExitCode.USAGE) from error
+
+
+def _announced_row(row: dict[str | None, Any]) -> dict[str, Any]:
+    known = {"serial", "device", "board", "key"}
+    made: dict[str, Any] = {"labels": {}}
+    for name, value in row.items():
+        if name is None or value is None:
+            raise ValueError(f"a row has not as many cells as there are columns: {row}")
+        if name.startswith("label."):
+            made["labels"] |= {name.removeprefix("label."): value} if value else {}
+        elif name == "approval":
+            if value and value.strip().lower() not in _APPROVAL:
+                raise ValueError(f"approval {value!r}; expected yes or no")
+            made |= {"approval": _APPROVAL[value.strip().lower()]} if value else {}
+        elif name in known:
+            made[name] = value.strip()
+        else:
+            raise ValueError(f"column {name!r}; expected {', '.join(sorted(known))}, label.KEY")
+    return made
+
+
+def _since(sworn: dict[str, Any]) -> float:
+    return max(time.time() - float(sworn["received_at"]), 0.0)
 
 
 @app.command("list")

@@ -26,13 +26,14 @@ class ExitCode(IntEnum):
     """Exit codes of `edgefleet`.
 
     FAILED: the thing asked for did not succeed. USAGE: bad input. UNREACHABLE: no hub answers.
-    DENIED: the hub does not permit it.
+    DENIED: the hub does not permit it. NOT_KNOWN: the file is none of this fleet's.
     """
 
     FAILED = 1
     USAGE = 2
     UNREACHABLE = 3
     DENIED = 4
+    NOT_KNOWN = 5
 
 
 class CliError(Exception):

@@ -67,6 +67,12 @@ def ship(
         output.show(begun, ("job", "model", "version", "devices"), json_flag)
         return
     result = jobs.follow(client, begun["job"])["result"]
+    if "approval" in result:
+        output.show(result, ("model", "version", "approval"), json_flag)
+        raise CliError(
+            f"{result['model']} is of high risk: the rollout waits for approval"
+            f" {result['approval']}"
+        )
     rollout = rollouts.follow(client, result["rollout"])
     counts = count(rollout)
     summary = {**result, "state": rollout["state"], **counts}

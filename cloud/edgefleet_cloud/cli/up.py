@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -37,13 +38,14 @@ def up(
         "API_PORT": api_port,
         "MQTT_PORT": mqtt_port,
         "API_HOST": host,
-        "MQTT_HOST": host,
         "PUBLIC_HOST": public_host,
     }
     environment = dict(os.environ)
     environment.update({f"EDGEFLEET_{k}": str(v) for k, v in given.items() if v is not None})
     try:
         settings = hub_settings.load(home, environment)
+        if host is not None and settings.broker == "embedded":
+            settings = msgspec.structs.replace(settings, mqtt_host=host)
     except InvalidError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
     logging.basicConfig(
@@ -51,7 +53,9 @@ def up(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # python-tuf notes every signature that is not there yet.
+    for name in ("alembic", "tuf"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stopping.set())
@@ -76,7 +80,7 @@ def _run(settings: hub_settings.Settings, stopping: threading.Event, json_flag: 
 def _announce(settings: hub_settings.Settings, url: str, json_flag: bool) -> None:
     listens = {
         "api": url,
-        "broker": f"mqtts://{settings.public_host}:{settings.mqtt_port}",
+        "broker": f"mqtts://{settings.devices_mqtt_host}:{settings.mqtt_port}",
         "home": str(settings.home),
         "token": str(settings.home / "admin.token"),
         "ca": str(settings.home / "ca.pem"),
@@ -90,7 +94,7 @@ def _announce(settings: hub_settings.Settings, url: str, json_flag: bool) -> Non
     table.add_row("API", url)
     table.add_row("broker", f"{listens['broker']} (mutual TLS)")
     table.add_row("home", str(settings.home))
-    table.add_row("token", f"{listens['token']} (operator; keep it to yourself)")
+    table.add_row("token", f"{listens['token']} (the admin's; keep it to yourself)")
     table.add_row("CA", str(listens["ca"]))
     console = Console(markup=False)
     console.print(table)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from edgefleet_cloud.database.models import Dataset
 from edgefleet_cloud.datasets.content import Prepared
 from edgefleet_cloud.errors import ConflictError, NotFoundError
+from edgefleet_cloud.trust.audit import log as audit
 from edgefleet_protocol.identifiers import model_name
 
 # A shorter prefix of a digest would too soon mean another dataset.
@@ -54,6 +55,18 @@ def add(
     )
     session.add(dataset)
     session.flush()
+    audit.record(
+        session,
+        "dataset.add",
+        dataset.digest,
+        now,
+        after={
+            "name": dataset.name,
+            "rows": dataset.rows,
+            "source": dataset.source,
+            "parents": dataset.parents,
+        },
+    )
     return dataset
 
 

@@ -11,12 +11,12 @@ due. Published is what the broker has acknowledged; that the *device* has it, on
 and `ingest` marks the record unpublished again when the state says otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from edgefleet_cloud.database.models import (
@@ -31,6 +31,7 @@ from edgefleet_cloud.database.models import (
 )
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import ConflictError, DamagedError, InvalidError, NotFoundError
+from edgefleet_cloud.registry import signatures
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.trust.repositories.director import Director, DirectorEntry
@@ -78,10 +79,12 @@ def order(
 
     Raises:
         NotFoundError: if there is no such device, release or verified variant.
-        ConflictError: if the device is not enrolled.
+        ConflictError: if the device is not enrolled, or the release waits for a signature.
         InvalidError: if `order` has an unknown field or a value out of its limits.
     """
     record = _enrolled_record(session, device_id)
+    if waits := signatures.waits_for(session, model, release):
+        raise ConflictError(f"{model} r{release} waits for the signature of {waits}")
     attempt = record.sequence + 1
     _target(session, model, release, variant, attempt, order)
     challenger = session.get(ChallengerOrder, (device_id, model))
@@ -108,6 +111,8 @@ def challenge(
     challenge_id: int,
 ) -> int:
     """Let a device run a variant of a release beside the one that it serves.
+
+    Where the release waits for its owner's signature, the device is told once it is signed.
 
     Args:
         session: in a write transaction.
@@ -153,6 +158,21 @@ def end_challenge(session: Session, device_id: str, model: str) -> None:
         session.flush()
 
 
+def order_signed(session: Session, releases: Iterable[tuple[str, int]]) -> None:
+    """Have the challengers put on their devices' assignments that waited for a signature.
+
+    Args:
+        session: in a write transaction.
+        releases: model and number of those that are signed now.
+    """
+    for model, number in releases:
+        waiting = select(ChallengerOrder.device_id).where(
+            ChallengerOrder.model == model, ChallengerOrder.release == number
+        )
+        for device_id in session.scalars(waiting).all():
+            raise_sequence(session, device_id)
+
+
 def withdraw(
     session: Session,
     device_id: str,
@@ -181,7 +201,7 @@ def raise_sequence(session: Session, device_id: str) -> None:
 def sign_due(
     database: Database, store: Store, director: Director, settings: Settings, now: float
 ) -> list[str]:
-    """Sign what has changed, and what has lived half of its life.
+    """Sign what has changed, what has lived half of its life, and all of it under a new root.
 
     Signing happens outside of any transaction. Its result is stored only if nobody else has
     signed for the device meanwhile, so a version is never used twice.
@@ -193,7 +213,9 @@ def sign_due(
         DamagedError: if some could not be signed; all others were.
     """
     with database.read() as session:
-        due, faults = _due(session, store, now + settings.assignment_ttl_s / 2)
+        due, faults = _due(
+            session, store, now + settings.assignment_ttl_s / 2, director.root_version
+        )
     ttl_s = settings.assignment_ttl_s
     signed = [
         (item, director.sign(item.device, item.sequence, item.version, item.entries, ttl_s))
@@ -213,6 +235,7 @@ def sign_due(
                         signed_sequence=item.sequence,
                         payload=result.payload,
                         expires_at=result.expires_at,
+                        root_version=result.root_version,
                         published=False,
                     )
                 )
@@ -293,7 +316,9 @@ def _record(session: Session, device_id: str) -> DirectorRecord:
     return record
 
 
-def _due(session: Session, store: Store, half_life_at: float) -> tuple[list[_Due], list[str]]:
+def _due(
+    session: Session, store: Store, half_life_at: float, root_version: int
+) -> tuple[list[_Due], list[str]]:
     records = session.scalars(
         select(DirectorRecord)
         .join(Device, Device.id == DirectorRecord.device_id)
@@ -302,6 +327,7 @@ def _due(session: Session, store: Store, half_life_at: float) -> tuple[list[_Due
             or_(
                 DirectorRecord.signed_sequence < DirectorRecord.sequence,
                 DirectorRecord.expires_at <= half_life_at,
+                DirectorRecord.root_version < root_version,
             ),
         )
         .order_by(DirectorRecord.expires_at)
@@ -326,7 +352,11 @@ def _entries(session: Session, store: Store, device_id: str) -> list[DirectorEnt
     )
     rows += session.scalars(
         select(ChallengerOrder)
-        .where(ChallengerOrder.device_id == device_id)
+        .join(
+            Release,
+            and_(Release.model == ChallengerOrder.model, Release.number == ChallengerOrder.release),
+        )
+        .where(ChallengerOrder.device_id == device_id, Release.waits_for == "")
         .order_by(ChallengerOrder.model)
     )
     entries = []

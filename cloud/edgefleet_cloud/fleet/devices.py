@@ -22,6 +22,8 @@ from edgefleet_cloud.database.models import Release as ReleaseRow
 from edgefleet_cloud.errors import InvalidError, NotFoundError
 from edgefleet_cloud.fleet import assignments, groups
 from edgefleet_cloud.fleet.enrolment import check_labels
+from edgefleet_cloud.trust.audit import log as audit
+from edgefleet_cloud.trust.identity import certificates
 
 # A device says how it is every 30 s (its default); after three missed ones it counts as silent.
 SILENT_AFTER_S = 90.0
@@ -80,7 +82,7 @@ def describe(session: Session, device_id: str, now: float) -> Row:
     }
 
 
-def relabel(session: Session, device_id: str, labels: Mapping[str, str]) -> None:
+def relabel(session: Session, device_id: str, labels: Mapping[str, str], now: float) -> None:
     """Replace the labels of a device.
 
     Raises:
@@ -88,7 +90,16 @@ def relabel(session: Session, device_id: str, labels: Mapping[str, str]) -> None
         InvalidError: if a label has not the allowed form.
     """
     check_labels(labels)
-    _device(session, device_id).labels = dict(labels)
+    device = _device(session, device_id)
+    before, device.labels = device.labels, dict(labels)
+    audit.record(
+        session,
+        "device.label",
+        device_id,
+        now,
+        before={"labels": before},
+        after={"labels": device.labels},
+    )
 
 
 def revoke(session: Session, device_id: str, now: float) -> None:
@@ -100,13 +111,22 @@ def revoke(session: Session, device_id: str, now: float) -> None:
         NotFoundError: if there is none of that name.
     """
     device = _device(session, device_id)
-    device.state = DeviceState.REVOKED
+    before, device.state = device.state, DeviceState.REVOKED
     session.execute(
         update(Claim)
         .where(Claim.device_id == device_id, Claim.used_at.is_(None), Claim.expires_at > now)
         .values(expires_at=now)
     )
+    certificates.end(session, device_id, certificates.REVOKED, now)
     assignments.clear(session, device_id)
+    audit.record(
+        session,
+        "device.revoke",
+        device_id,
+        now,
+        before={"state": before},
+        after={"state": device.state, "certificate": device.certificate_serial},
+    )
 
 
 def refusals(session: Session, *, device_id: str | None = None, limit: int = 100) -> list[Row]:

@@ -9,7 +9,9 @@ redeems the token for a certificate. Rules:
    before it trusts it.
 3. Everything is checked before the claim is used up: a refused request leaves it usable.
 4. A device that enrols again starts from nothing: its new store counts its states from the
-   beginning, and its old certificate stops working.
+   beginning, and all of its earlier certificates are revoked.
+5. A key in a TPM or token (the *anchor*) signs the request too. From then on renewals and
+   statements have to be signed by it; the key of the certificate alone is not enough.
 """
 
 import secrets
@@ -19,16 +21,18 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from edgefleet_cloud.database.models import Claim, Device, DeviceState
+from edgefleet_cloud.broker import policy
+from edgefleet_cloud.database.models import Claim, Device, DeviceIdentity, DeviceState
 from edgefleet_cloud.errors import DeniedError, InvalidError
 from edgefleet_cloud.fleet import assignments
 from edgefleet_cloud.services import Services
-from edgefleet_protocol import identifiers
+from edgefleet_cloud.trust.acting import Actor, acting
+from edgefleet_cloud.trust.audit import log as audit
+from edgefleet_cloud.trust.identity import certificates, signatures
+from edgefleet_protocol import identifiers, statements
 from edgefleet_protocol.errors import MalformedError
 
 CLAIM_FORM = "ef1"
-# The hub's own link has this name on the broker.
-RESERVED = frozenset({"hub"})
 MAX_LABELS = 32
 MAX_LABEL_LENGTH = 64
 
@@ -43,6 +47,10 @@ class EnrolmentRequest:
         csr: certificate signing request, PEM.
         runtimes: family → version.
         memory_bytes: of the machine.
+        anchor: public key in the device's TPM or token (SubjectPublicKeyInfo, DER); empty if the
+            key of the request is the only one.
+        anchor_kind: `file`, `tpm` or `pkcs11`.
+        proof: by the anchor, over `statements.signed_enrolment`.
     """
 
     device: str
@@ -51,6 +59,9 @@ class EnrolmentRequest:
     board: str
     runtimes: Mapping[str, str]
     memory_bytes: int
+    anchor: bytes = b""
+    anchor_kind: str = "file"
+    proof: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -87,12 +98,7 @@ def create_claim(
     Raises:
         InvalidError: if the id or a label has not the allowed form.
     """
-    try:
-        identifiers.device_id(device_id)
-    except MalformedError as error:
-        raise InvalidError(str(error)) from error
-    if device_id.lower() in RESERVED:
-        raise InvalidError(f"{device_id!r} is the name of the hub itself; choose another")
+    check_device_id(device_id)
     check_labels(labels)
     device = session.get(Device, device_id)
     if device is None:
@@ -116,6 +122,8 @@ def create_claim(
         )
     )
     session.flush()
+    after = {"labels": device.labels, "expires_at": now + ttl_s}
+    audit.record(session, "device.claim", device_id, now, after=after)
     return f"{CLAIM_FORM}.{device_id}.{secret}.{fingerprint}"
 
 
@@ -134,28 +142,95 @@ def redeem(session: Session, services: Services, request: EnrolmentRequest, now:
     """
     claim = _claim(session, request, now)
     device = session.get_one(Device, claim.device_id)
-    issued = services.authority.issue_device(
-        request.csr.encode(), device.id, services.settings.certificate_ttl_s
-    )
+    grant = let_in(session, services, device, request, now)
     claim.used_at = now
-    device.state = DeviceState.ENROLLED
+    return grant
+
+
+def let_in(
+    session: Session,
+    services: Services,
+    device: Device,
+    request: EnrolmentRequest,
+    now: float,
+    *,
+    named: str | None = None,
+) -> Grant:
+    """Give a device its certificate; whoever calls has found that it may have one.
+
+    Args:
+        session: in a write transaction.
+        services: sign, and know the roots and addresses.
+        device: that is let in.
+        request: untrusted; the certificate is for the key of its signing request.
+        now: the time.
+        named: name that the signing request must carry; None for the device's id.
+
+    Raises:
+        InvalidError: if the signing request or the proof of the anchor is refused.
+    """
+    if request.anchor:
+        _check_anchor(request)
+    issued = services.authority.issue_device(
+        request.csr.encode(), device.id, services.settings.certificate_ttl_s, named=named
+    )
+    before, device.state = device.state, DeviceState.ENROLLED
     device.board = request.board
     device.runtimes = dict(request.runtimes)
     device.memory_bytes = request.memory_bytes
-    device.certificate_serial = issued.serial
-    device.certificate_expires_at = issued.expires_at
     device.boot, device.sequence, device.reported = 0, 0, {}
+    certificates.end(session, device.id, certificates.REVOKED, now)
+    certificates.record(session, device, issued, now)
+    session.merge(
+        DeviceIdentity(
+            device_id=device.id,
+            anchor=request.anchor,
+            anchor_kind=request.anchor_kind,
+            since=now,
+            counter=0,
+            stores=[],
+        )
+    )
     # Even an empty assignment is signed: it tells the device that the hub knows it.
     assignments.raise_sequence(session, device.id)
+    with acting(Actor(device.id, "device")):
+        audit.record(
+            session,
+            "device.enrol",
+            device.id,
+            now,
+            before={"state": before},
+            after={
+                "state": device.state,
+                "board": device.board,
+                "certificate": issued.serial,
+                "expires_at": issued.expires_at,
+                "key": request.anchor_kind,
+            },
+        )
     return Grant(
         device=device.id,
         certificate=issued.certificate_pem.decode(),
         ca=services.authority.ca_pem.decode(),
-        mqtt_host=services.settings.public_host,
+        mqtt_host=services.settings.devices_mqtt_host,
         mqtt_port=services.settings.mqtt_port,
         image_root=services.images.root_1.decode(),
         director_root=services.director.root_1.decode(),
     )
+
+
+def check_device_id(device_id: str) -> None:
+    """Refuse what cannot be the name of a device.
+
+    Raises:
+        InvalidError: saying what was expected.
+    """
+    try:
+        identifiers.device_id(device_id)
+    except MalformedError as error:
+        raise InvalidError(str(error)) from error
+    if device_id.lower() in policy.RESERVED:
+        raise InvalidError(f"{device_id!r} is the name of the hub itself; choose another")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -174,6 +249,17 @@ def check_labels(labels: Mapping[str, str]) -> None:
             raise InvalidError(
                 f"label {key[:80]!r}: key and value have at most {MAX_LABEL_LENGTH} characters"
             )
+
+
+def _check_anchor(request: EnrolmentRequest) -> None:
+    proven = signatures.is_signed(
+        request.anchor, request.proof, statements.signed_enrolment(request.csr.encode())
+    )
+    if not proven:
+        raise InvalidError(
+            f"device {request.device[:64]!r} named a {request.anchor_kind} key and did not sign"
+            " its request with it"
+        )
 
 
 def _claim(session: Session, request: EnrolmentRequest, now: float) -> Claim:

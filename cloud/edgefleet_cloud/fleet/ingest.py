@@ -10,6 +10,7 @@ Rules:
 3. A report is stored once under (device, store, number), however often it arrives; each time it is
    acknowledged, and only after the commit.
 4. A device whose state is behind its signed assignment is sent it again.
+5. What a device has signed is checked by `statements`.
 """
 
 import logging
@@ -34,11 +35,12 @@ from edgefleet_cloud.database.models import (
     WindowRecord,
 )
 from edgefleet_cloud.database.sessions import Database
-from edgefleet_cloud.fleet import assignments, plausible, refusals
+from edgefleet_cloud.fleet import assignments, plausible, refusals, statements
+from edgefleet_cloud.fleet.statements import ChallengeAge
 from edgefleet_cloud.storage import Store
 from edgefleet_protocol import codec, topics
 from edgefleet_protocol.errors import MalformedError, ProtocolError
-from edgefleet_protocol.messages import Refusal, Report, Result, Samples, State, Window
+from edgefleet_protocol.messages import Attested, Refusal, Report, Result, Samples, State, Window
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ _KINDS: dict[type, str] = {
     Samples: "samples",
     Result: "result",
     Refusal: "refusal",
+    Attested: "attested",
 }
 
 
@@ -81,7 +84,14 @@ class IngestOutcome:
     metadata_refused: bool = False
 
 
-def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: float) -> IngestOutcome:
+def ingest(
+    database: Database,
+    store: Store,
+    batch: Sequence[Inbound],
+    now: float,
+    *,
+    challenge_age: ChallengeAge = lambda _device, _challenge: None,
+) -> IngestOutcome:
     """Take in a batch of `up/state` and `up/report` messages, in one commit.
 
     Args:
@@ -89,6 +99,7 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
         store: the hub's own copy of what devices refuse is looked at.
         batch: in the order of arrival.
         now: the time.
+        challenge_age: dates the hub's challenges in signed statements; without it none is known.
     """
     outcome = IngestOutcome()
     states: dict[str, State] = {}
@@ -123,7 +134,7 @@ def ingest(database: Database, store: Store, batch: Sequence[Inbound], now: floa
         for (device, _, _), reason in discarded.items():
             refusals.discard(session, device, reason, now)
         known_reports = {key: held for key, held in reports.items() if key[0] in devices}
-        _take_reports(session, outcome, known_reports, copies, now)
+        _take_reports(session, outcome, known_reports, copies, challenge_age, now)
         seen = {device for device, _, _ in known_reports}
         if seen:
             session.execute(update(Device).where(Device.id.in_(seen)).values(last_seen_at=now))
@@ -230,6 +241,7 @@ def _take_reports(
     outcome: IngestOutcome,
     reports: dict[Key, tuple[Report, int]],
     copies: dict[str, refusals.Copy],
+    challenge_age: ChallengeAge,
     now: float,
 ) -> None:
     ids = _claim_numbers(session, reports, now)
@@ -238,6 +250,7 @@ def _take_reports(
     for key, report_id in ids.items():
         report, _ = reports[key]
         body = report.body
+        statements.note_store(session, report.device, report.store, now)
         head = {"report_id": report_id, "device_id": report.device}
         if isinstance(body, Window):
             values = _columns(body) | {"health": msgspec.to_builtins(body.health)}
@@ -249,6 +262,8 @@ def _take_reports(
         elif isinstance(body, Result):
             values = _columns(body) | {"outcome": body.outcome.value, "at": report.at}
             rows[ResultRecord].append(head | values)
+        elif isinstance(body, Attested):
+            statements.take(session, report_id, report.device, body, challenge_age, now)
         else:
             _take_refusal(session, outcome, report.device, body, copies, now)
             rows[RefusalRecord].append(head | _columns(body) | {"at": report.at})

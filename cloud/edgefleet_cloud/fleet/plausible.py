@@ -10,10 +10,11 @@ from math import isfinite
 
 import msgspec
 
-from edgefleet_protocol import identifiers
+from edgefleet_protocol import identifiers, statements
 from edgefleet_protocol.errors import MalformedError
 from edgefleet_protocol.messages import (
     FINAL_STEPS,
+    Attested,
     Refusal,
     Report,
     Result,
@@ -21,6 +22,7 @@ from edgefleet_protocol.messages import (
     State,
     Window,
 )
+from edgefleet_protocol.statements import DeviceStatement
 
 # What a signed 32-bit column holds; PostgreSQL refuses more.
 MAX_COUNT = 2**31 - 1
@@ -40,7 +42,7 @@ def check_state(state: State) -> None:
     _counts(
         "state",
         [state.boot, state.sequence, state.assignment],
-        [slot.release for slot in (*state.serving, *state.previous)],
+        [slot.release for slot in (*state.serving, *state.previous, *state.challengers)],
         [attempt.number for attempt in state.attempts],
         [attempt.release for attempt in state.attempts],
     )
@@ -67,6 +69,8 @@ def check_report(report: Report) -> None:
         _check_samples(body)
     elif isinstance(body, Result):
         _check_result(body)
+    elif isinstance(body, Attested):
+        _check_statement(statements.read_statement(body.statement))
     else:
         _check_refusal(body)
 
@@ -74,8 +78,6 @@ def check_report(report: Report) -> None:
 def _check_window(window: Window) -> None:
     _name_of_model(window.model)
     _texts("window", [window.version])
-    identifiers.digest(window.manifest)
-    identifiers.digest(window.reference)
     _counts(
         "window",
         [window.release, window.rows, window.errors, window.labelled, window.correct],
@@ -92,11 +94,11 @@ def _check_window(window: Window) -> None:
     for counts, what in ((window.predictions, "predictions"), (window.confidences, "confidences")):
         if sum(counts) > window.rows:
             raise MalformedError(f"window has {sum(counts)} {what} of {window.rows} rows")
-    health = window.health
-    measured = (health.cpu_percent, health.temperature_c, health.uptime_s)
-    if not all(map(isfinite, [*window.psi, *(value for value in measured if value is not None)])):
+    # Of every field, so that none is forgotten that a later version measures.
+    measured = [value for value in msgspec.structs.astuple(window.health) if value is not None]
+    if not all(map(isfinite, [*window.psi, *measured])):
         raise MalformedError("window: PSI and health must be finite numbers")
-    _bytes("window", [health.memory_bytes or 0, health.disk_free_bytes or 0])
+    _bytes("window", [value for value in measured if isinstance(value, int)])
 
 
 def _check_samples(samples: Samples) -> None:
@@ -115,7 +117,6 @@ def _check_samples(samples: Samples) -> None:
 
 def _check_result(result: Result) -> None:
     _name_of_model(result.model)
-    identifiers.digest(result.manifest)
     _counts("result", [result.attempt, result.release])
     _bytes("result", [result.bytes_fetched])
     _texts("result", [result.version, result.reason])
@@ -129,6 +130,13 @@ def _check_refusal(refusal: Refusal) -> None:
     _texts("refusal", [refusal.what, refusal.reason, refusal.text])
     if refusal.digest:
         identifiers.digest(refusal.digest)
+
+
+def _check_statement(statement: DeviceStatement) -> None:
+    _counts("statement", [statement.assignment, statement.boot, statement.sequence])
+    _counts("statement", [slot.release for slot in (*statement.serving, *statement.previous)])
+    _moment("statement", statement.at)
+    _texts("statement", msgspec.to_builtins(statement))
 
 
 def _name_of_model(name: str) -> None:

@@ -71,7 +71,7 @@ def record(
         now: the time.
     """
     kind = _KINDS.get(refusal.what, _OTHER_KIND)
-    _open(session, kind, device_id, refusal.digest, _text(device_id, refusal, copies), now)
+    alarm(session, kind, device_id, refusal.digest, _text(device_id, refusal, copies), now)
 
 
 def discard(session: Session, device_id: str, reason: str, now: float) -> None:
@@ -84,10 +84,11 @@ def discard(session: Session, device_id: str, reason: str, now: float) -> None:
         now: the time.
     """
     text = f"a report of device {device_id!r} was discarded, because it cannot be true: {reason}"
-    _open(session, "malformed-report", device_id, "was discarded", text, now)
+    alarm(session, "malformed-report", device_id, "was discarded", text, now)
 
 
-def _open(session: Session, kind: str, device_id: str, subject: str, text: str, now: float) -> None:
+def alarm(session: Session, kind: str, device_id: str, subject: str, text: str, now: float) -> None:
+    """Open an incident, unless one of that kind and device is open whose text has the subject."""
     still_open = session.scalars(
         select(Incident).where(Incident.kind == kind, Incident.closed_at.is_(None))
     )

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as mqtt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from sqlalchemy.orm import Session
 
 from edgefleet_cloud.database.models import Model, Release, Run, Variant, Version
@@ -29,13 +30,15 @@ from edgefleet_cloud.fleet.enrolment import EnrolmentRequest, Grant
 from edgefleet_cloud.services import Services
 from edgefleet_cloud.settings import Settings
 from edgefleet_cloud.storage import Store
+from edgefleet_cloud.trust.audit.checkpoints import Checkpoints
+from edgefleet_cloud.trust.audit.keys import SigningKey
 from edgefleet_cloud.trust.identity.authority import Authority
-from edgefleet_cloud.trust.repositories.director import Director
-from edgefleet_cloud.trust.repositories.images import ImageEntry, ImageRepository
+from edgefleet_cloud.trust.repositories.images import ImageEntry
+from edgefleet_cloud.trust.repositories.testing import founded
 from edgefleet_protocol import manifest as manifests
 from edgefleet_protocol import topics
 from edgefleet_protocol.manifest import Lineage, Manifest, Measured, Needs, Signature, Tensor
-from edgefleet_protocol.trust import ImageTarget, target_path
+from edgefleet_protocol.trust import Fleet, ImageTarget, target_path
 
 DEADLINE_S = 20.0
 
@@ -66,13 +69,21 @@ def open_services(
     if migrated is not None:
         shutil.copy(migrated, home / "hub.db")
     configured = Settings(home=home, **({"mqtt_port": free_port()} | settings))
+    database = Database(configured.sqlalchemy_url)
+    authority = Authority.open(home / "ca", clock)
+    audit = Checkpoints.open(database, home / "audit", clock)
+    builder = SigningKey.open(home / "builder")
+    fleet = Fleet(authority.authorities, [audit.key.public_pem], [builder.public_pem])
+    repositories = founded(home / "trust", clock, msgspec.to_builtins(fleet))
     return Services(
         settings=configured,
-        database=Database(configured.sqlalchemy_url),
+        database=database,
         store=Store(home / "store"),
-        authority=Authority.open(home / "ca", clock),
-        images=ImageRepository.open(home / "trust" / "images", clock),
-        director=Director.open(home / "trust" / "director", clock),
+        authority=authority,
+        images=repositories.images,
+        director=repositories.director,
+        audit=audit,
+        builder=builder,
         clock=clock,
         wake=lambda: None,
     )
@@ -223,13 +234,22 @@ class TestDevice:
         folder: holds key and certificate, as `enrol` left them.
         client_id: of the MQTT connection.
         identity: whose certificate to show; the same device's by default.
+        version: of MQTT.
+        clean_session: whether the broker is to forget an earlier session of this client.
     """
 
     # Not a test, whatever its name says to pytest.
     __test__ = False
 
     def __init__(
-        self, services: Services, folder: Path, client_id: str, identity: str | None = None
+        self,
+        services: Services,
+        folder: Path,
+        client_id: str,
+        identity: str | None = None,
+        *,
+        version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
+        clean_session: bool = True,
     ) -> None:
         self.id = client_id
         self.received: list[tuple[str, bytes, bool]] = []
@@ -242,7 +262,9 @@ class TestDevice:
         self.client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            protocol=mqtt.MQTTv311,
+            # A matter of MQTT 3 alone.
+            clean_session=None if version == MQTTProtocolVersion.MQTTv5 else clean_session,
+            protocol=version,
             reconnect_on_failure=False,
         )
         self.client.tls_set_context(context)

@@ -25,6 +25,7 @@ from edgefleet_cloud.database.models import Incident, Watch
 from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.monitoring import watch
 from edgefleet_cloud.monitoring.verdict import SCOPES, Finding
+from edgefleet_cloud.trust.audit import log as audit
 
 DEVICE_FAULT, DRIFT, UNLIKE, MALFORMED = (
     "device-fault",
@@ -135,6 +136,14 @@ def close(session: Session, incident_id: int, now: float) -> Incident:
             held.memory = msgspec.msgpack.encode(watch.Memory())
             held.flags, held.state = {}, "learning"
     session.flush()
+    audit.record(
+        session,
+        "incident.close",
+        str(incident_id),
+        now,
+        before={"kind": incident.kind, "model": incident.model, "text": incident.text},
+        after={"closed_at": now},
+    )
     return incident
 
 

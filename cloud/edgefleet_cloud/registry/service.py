@@ -8,6 +8,7 @@ Rules:
    to an older version is a new release of it (docs/adr/0003).
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +19,7 @@ from edgefleet_cloud.database.models import (
     Dataset,
     Job,
     Model,
+    Provenance,
     Release,
     Run,
     Variant,
@@ -26,9 +28,12 @@ from edgefleet_cloud.database.models import (
 )
 from edgefleet_cloud.errors import ConflictError, InvalidError, NotFoundError
 from edgefleet_cloud.jobs.service import OPEN_STATES
+from edgefleet_cloud.registry import signatures
 from edgefleet_cloud.registry.choice import Candidate, rank
 from edgefleet_cloud.registry.registration import Registration, VariantEntry
 from edgefleet_cloud.storage import Store
+from edgefleet_cloud.trust.audit import log as audit
+from edgefleet_cloud.trust.people import approvals
 from edgefleet_cloud.trust.repositories.images import ImageEntry
 from edgefleet_cloud.values import Json
 from edgefleet_protocol import trust
@@ -42,6 +47,12 @@ TRANSITIONS: dict[VersionState, frozenset[VersionState]] = {
     VersionState.REFUSED: frozenset({VersionState.APPROVED}),
     VersionState.APPROVED: frozenset({VersionState.RETIRED}),
     VersionState.RETIRED: frozenset(),
+}
+_DECISIONS = {
+    VersionState.REGISTERED: "register",
+    VersionState.APPROVED: "approve",
+    VersionState.REFUSED: "refuse",
+    VersionState.RETIRED: "retire",
 }
 
 
@@ -113,13 +124,27 @@ def register(
     session.flush()
     session.add_all(_variant(version.id, entry) for entry in registration.variants)
     session.flush()
+    audit.record(
+        session,
+        "version.register",
+        f"{version.model} {version.version}",
+        now,
+        after={
+            "state": version.state,
+            "run": run_id,
+            "manifests": {entry.name: entry.manifest for entry in registration.variants},
+            "metrics": registration.metrics,
+        },
+    )
     return version
 
 
 def decide(
-    session: Session, model: str, version: str, state: VersionState, decision: Json
+    session: Session, model: str, version: str, state: VersionState, decision: Json, now: float
 ) -> Version:
     """Move a version to `state` and keep why. Doing it again changes only the decision.
+
+    Approving a version of a high-risk model asks people about its release (`approvals`).
 
     Raises:
         NotFoundError: if there is no such version.
@@ -134,17 +159,28 @@ def decide(
         )
     row.state, row.decision = state, decision
     session.flush()
+    audit.record(
+        session,
+        f"version.{_DECISIONS[state]}",
+        f"{model} {version}",
+        now,
+        before={"state": held},
+        after={"state": state, "decision": decision},
+        reason=str(decision.get("reason", "")),
+    )
+    if state is VersionState.APPROVED:
+        approvals.ask(session, row, now, reason=str(decision.get("reason", "")))
     return row
 
 
-def approve(session: Session, model: str, version: str, decision: Json) -> Version:
+def approve(session: Session, model: str, version: str, decision: Json, now: float) -> Version:
     """Allow a version to be released."""
-    return decide(session, model, version, VersionState.APPROVED, decision)
+    return decide(session, model, version, VersionState.APPROVED, decision, now)
 
 
-def refuse(session: Session, model: str, version: str, decision: Json) -> Version:
+def refuse(session: Session, model: str, version: str, decision: Json, now: float) -> Version:
     """Keep a version from being released."""
-    return decide(session, model, version, VersionState.REFUSED, decision)
+    return decide(session, model, version, VersionState.REFUSED, decision, now)
 
 
 def release(
@@ -155,6 +191,7 @@ def release(
     now: float,
     *,
     challenge: bool = False,
+    way_back: bool = False,
 ) -> Release:
     """Make an approved version available to devices under the model's next release number.
 
@@ -165,16 +202,19 @@ def release(
         reason: for whoever reads the list of releases.
         now: Unix seconds.
         challenge: only to run beside the champion.
+        way_back: devices ran it before the release that is taken back; people are not asked again.
 
     Raises:
         NotFoundError: if there is no such version.
-        ConflictError: if it is not approved.
+        ConflictError: if it is not approved, by two people where the model is of high risk.
     """
     row = get_version(session, model, version)
     if row.state != VersionState.APPROVED:
         raise ConflictError(
             f"{model} {version} is {row.state}; only an approved version is released"
         )
+    if not way_back:
+        approvals.require(session, row)
     newest = session.scalar(select(func.max(Release.number)).where(Release.model == model))
     made = Release(
         model=model,
@@ -183,10 +223,66 @@ def release(
         reason=reason[:500],
         created_at=now,
         challenge=challenge,
+        waits_for=signatures.owner_of(session, model),
     )
     session.add(made)
     session.flush()
+    audit.record(
+        session,
+        "release.create",
+        f"{model} {version}",
+        now,
+        after={"release": made.number, "challenge": challenge},
+        reason=reason,
+    )
     return made
+
+
+def sign_ahead(session: Session, back: Release, ahead_of: int, now: float) -> None:
+    """Release an owner's version again, to be signed together with the release that follows it.
+
+    So that going back needs nobody's signature in a hurry. Nothing happens for a model that has no
+    owner, or if the version may not be released any more.
+
+    Args:
+        session: in a write transaction.
+        back: a release of the version to go back to.
+        ahead_of: number of the release that it is the way back from.
+        now: Unix seconds.
+    """
+    version = session.get_one(Version, back.version_id)
+    owned = signatures.owner_of(session, version.model)
+    if owned and _later(session, version, ahead_of) is None:
+        with contextlib.suppress(ConflictError):
+            release(
+                session,
+                version.model,
+                version.version,
+                f"the way back from release {ahead_of}",
+                now,
+                challenge=True,
+                way_back=True,
+            )
+
+
+def signed_ahead(session: Session, version: Version, ahead_of: int) -> Release | None:
+    """Return the release of `sign_ahead`, for use, if its owner has signed it."""
+    if not signatures.owner_of(session, version.model):
+        return None
+    found = _later(session, version, ahead_of)
+    if found is None or found.waits_for:
+        return None
+    found.challenge = False
+    return found
+
+
+def _later(session: Session, version: Version, number: int) -> Release | None:
+    query = select(Release).where(
+        Release.model == version.model,
+        Release.version_id == version.id,
+        Release.number > number,
+    )
+    return session.scalar(query.order_by(Release.number.desc()).limit(1))
 
 
 def get_version(session: Session, model: str, version: str) -> Version:
@@ -255,15 +351,19 @@ def fitting(offered: list[Variant], profile: DeviceProfile) -> list[Variant]:
 
 
 def image_entries(session: Session, store: Store) -> dict[str, ImageEntry]:
-    """Return what the image repository has to list: every verified variant of every release."""
+    """Return what the image repository has to list: every verified variant of every release.
+
+    A variant comes in when it is known, and signed, where it came from (`trust.audit.attesting`).
+    """
     query = (
-        select(Release, Version, Variant)
+        select(Release, Version, Variant, Provenance.digest)
         .join(Version, Release.version_id == Version.id)
         .join(Variant, Variant.version_id == Version.id)
+        .join(Provenance, Provenance.variant_id == Variant.id)
         .where(Variant.state == "verified", Variant.manifest.is_not(None))
     )
     entries = {}
-    for row, version, variant in session.execute(query):
+    for row, version, variant, provenance in session.execute(query):
         assert variant.manifest is not None
         needs = msgspec.convert(variant.needs, Needs)
         target = trust.ImageTarget(
@@ -273,6 +373,7 @@ def image_entries(session: Session, store: Store) -> dict[str, ImageEntry]:
             release=row.number,
             runtime=needs.runtime,
             boards=needs.boards,
+            provenance=provenance,
         )
         path = trust.target_path(row.model, row.number, variant.name)
         entries[path] = ImageEntry(store.size(variant.manifest), variant.manifest, target)

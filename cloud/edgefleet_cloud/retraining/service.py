@@ -1,8 +1,11 @@
 """Retraining: triggers that start it, jobs that do it, decisions that end it.
 
     drift incident + enabled trigger + enough samples ─▶ running ─job─▶ approved ─▶ (rollout)
-    an operator ──────────────────────────────────────▶    │        └▶ refused
+    an operator ──────────────────────────────────────▶    │        ├▶ waiting ─people─▶ approved
+                                                           │        └▶ refused    or refused
                                                            └─▶ failed (the job failed)
+
+It waits where it would roll out a version of a high-risk model: two people have to approve that.
 
 A trigger fires once for an incident. The comparison of champion and challenger runs in the job
 (`training.work`), on rows that neither was trained on; what follows from it is decided here.
@@ -17,6 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgefleet_cloud.database.models import (
+    ApprovalState,
     Dataset,
     Incident,
     Job,
@@ -41,6 +45,9 @@ from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training import service as training
 from edgefleet_cloud.training.comparison import Comparison
+from edgefleet_cloud.trust import acting
+from edgefleet_cloud.trust.audit import log as audit
+from edgefleet_cloud.trust.people import approvals
 from edgefleet_cloud.values import Json
 from edgefleet_protocol.sketch import decode_profile
 
@@ -50,7 +57,7 @@ logger = logging.getLogger(__name__)
 # --- triggers -------------------------------------------------------------------------------------
 
 
-def add_trigger(session: Session, model: str, recipe: Mapping[str, Any]) -> Trigger:
+def add_trigger(session: Session, model: str, recipe: Mapping[str, Any], now: float) -> Trigger:
     """Have drift of a model's champion start a retraining.
 
     Raises:
@@ -60,14 +67,42 @@ def add_trigger(session: Session, model: str, recipe: Mapping[str, Any]) -> Trig
     if session.get(Model, model) is None:
         raise NotFoundError("model", model)
     checked = recipes.read(recipe)
-    trigger = Trigger(model=model, kind="drift", recipe=msgspec.to_builtins(checked), enabled=True)
+    trigger = Trigger(
+        model=model,
+        kind="drift",
+        recipe=msgspec.to_builtins(checked),
+        enabled=True,
+        made_by=acting.now().name,
+    )
     session.add(trigger)
     session.flush()
+    after = {"model": model, "enabled": True, "recipe": trigger.recipe}
+    audit.record(session, "trigger.create", str(trigger.id), now, after=after)
     return trigger
 
 
-def disable_trigger(session: Session, trigger_id: int) -> Trigger:
+def disable_trigger(session: Session, trigger_id: int, now: float) -> Trigger:
     """Let a trigger start nothing any more.
+
+    Raises:
+        NotFoundError: if there is none with this number.
+    """
+    trigger = get_trigger(session, trigger_id)
+    before, trigger.enabled = trigger.enabled, False
+    session.flush()
+    audit.record(
+        session,
+        "trigger.disable",
+        str(trigger.id),
+        now,
+        before={"enabled": before},
+        after={"enabled": False},
+    )
+    return trigger
+
+
+def get_trigger(session: Session, trigger_id: int) -> Trigger:
+    """Return one trigger.
 
     Raises:
         NotFoundError: if there is none with this number.
@@ -75,8 +110,6 @@ def disable_trigger(session: Session, trigger_id: int) -> Trigger:
     trigger = session.get(Trigger, trigger_id)
     if trigger is None:
         raise NotFoundError("trigger", trigger_id)
-    trigger.enabled = False
-    session.flush()
     return trigger
 
 
@@ -113,6 +146,8 @@ def check(session: Session, store: Store, now: float) -> list[Retraining]:
         try:
             with session.begin_nested():
                 made = _start(session, store, trigger.model, recipe, selection, now)
+                reason = f"trigger {trigger.id} on incident {incident.id}"
+                _record_start(session, made, now, reason)
         except HubError:
             # The next incident fires it again; until then a person has to look at the recipe.
             logger.exception("trigger %d of %s could not start", trigger.id, trigger.model)
@@ -187,7 +222,21 @@ def start(
             f"{held} labelled rows for the purpose {checked.purpose!r};"
             f" the recipe needs {checked.min_samples}"
         )
-    return _start(session, store, model, checked, selection, now)
+    made = _start(session, store, model, checked, selection, now)
+    _record_start(session, made, now, "")
+    return made
+
+
+def _record_start(session: Session, made: Retraining, now: float, reason: str) -> None:
+    after = {"model": made.model, "champion": made.champion, "job": made.job_id}
+    audit.record(
+        session,
+        "retraining.start",
+        str(made.id),
+        now,
+        after={**after, "recipe": made.recipe},
+        reason=reason,
+    )
 
 
 def _start(
@@ -263,7 +312,7 @@ def _base(session: Session, recipe: Recipe, run: Run) -> list[Dataset]:
 
 
 def conclude(session: Session, now: float) -> list[Retraining]:
-    """Decide on the retrainings whose jobs have ended.
+    """Decide on the retrainings whose jobs have ended, and on those that people have answered.
 
     Args:
         session: in a write transaction.
@@ -284,9 +333,30 @@ def conclude(session: Session, now: float) -> list[Retraining]:
             retraining.state, retraining.reason = "failed", job.error or "the job failed"
         else:
             _conclude(session, retraining, job.result, now)
+        _record_decision(session, retraining, "running", now)
         ended.append(retraining)
+    for retraining in session.scalars(select(Retraining).where(Retraining.state == "waiting")):
+        _conclude_waiting(session, retraining, now)
     session.flush()
     return ended
+
+
+def _record_decision(session: Session, retraining: Retraining, before: str, now: float) -> None:
+    audit.record(
+        session,
+        "retraining.decide",
+        str(retraining.id),
+        now,
+        before={"state": before},
+        after={
+            "state": retraining.state,
+            "model": retraining.model,
+            "version": retraining.version,
+            "rollout": retraining.rollout_id,
+            "decision": retraining.decision,
+        },
+        reason=retraining.reason or "",
+    )
 
 
 def _conclude(session: Session, retraining: Retraining, result: Json, now: float) -> None:
@@ -302,12 +372,33 @@ def _conclude(session: Session, retraining: Retraining, result: Json, now: float
     retraining.reason = decision.reason
     retraining.decision = msgspec.to_builtins(decision)
     retraining.state = "approved" if decision.approved else "refused"
-    _tell_registry(session, retraining, decision)
+    _tell_registry(session, retraining, decision, now)
     if decision.approved and recipe.auto_release:
         _roll_out(session, retraining, recipe, now)
 
 
-def _tell_registry(session: Session, retraining: Retraining, decision: Decision) -> None:
+def _conclude_waiting(session: Session, retraining: Retraining, now: float) -> None:
+    """End the wait for people once they have answered."""
+    version = registry.get_version(session, retraining.model, retraining.version or "")
+    asked = approvals.of_version(session, version)
+    if asked is None or asked.state == ApprovalState.WAITING:
+        return
+    if asked.state == ApprovalState.APPROVED:
+        if not asked.outcome:  # `rollouts.awaited` has not come to it yet
+            return
+        retraining.state, retraining.rollout_id = "approved", asked.rollout_id
+        retraining.reason += f"; approval {asked.id}: {asked.outcome}"
+    else:
+        retraining.state = "refused"
+        retraining.reason += f"; approval {asked.id} is {asked.state}"
+    retraining.finished_at = now
+    session.flush()
+    _record_decision(session, retraining, "waiting", now)
+
+
+def _tell_registry(
+    session: Session, retraining: Retraining, decision: Decision, now: float
+) -> None:
     version = registry.get_version(session, retraining.model, retraining.version or "")
     if version.state != VersionState.REGISTERED:
         # A person has decided meanwhile, and stays right.
@@ -319,7 +410,7 @@ def _tell_registry(session: Session, retraining: Retraining, decision: Decision)
         "incident": retraining.incident_id,
     }
     tell = registry.approve if decision.approved else registry.refuse
-    tell(session, retraining.model, version.version, said)
+    tell(session, retraining.model, version.version, said, now)
 
 
 def _roll_out(session: Session, retraining: Retraining, recipe: Recipe, now: float) -> None:
@@ -331,19 +422,24 @@ def _roll_out(session: Session, retraining: Retraining, recipe: Recipe, now: flo
             .order_by(Rollout.id.desc())
             .limit(1)
         )
+    wanted: Json = {
+        "model": retraining.model,
+        "version": retraining.version or "",
+        "to": recipe.to,
+        "strategy": recipe.strategy,
+        "stages": recipe.stages,
+        "gate": recipe.gate,
+        "order": order,
+    }
+    version = registry.get_version(session, retraining.model, wanted["version"])
     try:
         with session.begin_nested():
-            rollout = rollouts.create(
-                session,
-                retraining.model,
-                retraining.version or "",
-                recipe.to,
-                recipe.strategy,
-                now,
-                stages=recipe.stages,
-                gate=recipe.gate,
-                order=order,
-            )
+            asked = approvals.ask(session, version, now, reason=retraining.reason, then=wanted)
+            if asked is not None:
+                retraining.state, retraining.finished_at = "waiting", None
+                retraining.reason += f"; waits for approval {asked.id}"
+                return
+            rollout = rollouts.create(session, now=now, **wanted)
     except HubError as error:
         logger.exception("retraining %d: its challenger is not rolled out", retraining.id)
         retraining.reason += f"; not rolled out: {error}"

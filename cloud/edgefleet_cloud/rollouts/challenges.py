@@ -30,6 +30,7 @@ from edgefleet_cloud.errors import ConflictError, InvalidError, NotFoundError
 from edgefleet_cloud.fleet import assignments, groups
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.rollouts import figures, gate, outcomes
+from edgefleet_cloud.trust.audit import log as audit
 from edgefleet_cloud.values import Json
 from edgefleet_protocol.messages import State
 from edgefleet_protocol.profiles import DeviceProfile
@@ -96,6 +97,20 @@ def start(
     session.flush()
     for device, variant in takers.items():
         assignments.challenge(session, device, model, made.number, variant, order, challenge.id)
+    audit.record(
+        session,
+        "challenge.start",
+        str(challenge.id),
+        now,
+        after={
+            "model": model,
+            "version": version,
+            "release": made.number,
+            "to": to,
+            "order": order,
+            "devices": takers,
+        },
+    )
     return challenge
 
 
@@ -112,6 +127,15 @@ def stop(session: Session, challenge_id: int, reason: str, now: float) -> Challe
         assignments.end_challenge(session, device, challenge.model)
     challenge.state, challenge.reason, challenge.ended_at = "stopped", reason[:300], now
     session.flush()
+    audit.record(
+        session,
+        "challenge.stop",
+        str(challenge.id),
+        now,
+        before={"state": "running"},
+        after={"state": "stopped", "model": challenge.model, "release": challenge.release},
+        reason=reason,
+    )
     return challenge
 
 

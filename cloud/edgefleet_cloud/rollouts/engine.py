@@ -30,6 +30,7 @@ from edgefleet_cloud.database.models import (
 from edgefleet_cloud.errors import HubError
 from edgefleet_cloud.fleet import assignments
 from edgefleet_cloud.registry import service as registry
+from edgefleet_cloud.registry import signatures
 from edgefleet_cloud.rollouts import figures, gate, outcomes
 from edgefleet_cloud.rollouts.gate import GatePolicy, Judgement, StageStatistics
 from edgefleet_cloud.rollouts.record import record
@@ -72,9 +73,16 @@ def advance(session: Session, now: float) -> None:
 
 def _advance_one(session: Session, rollout: Rollout, now: float) -> None:
     policy = msgspec.convert(rollout.gate, GatePolicy)
+    ordered = rollout.reverts_to if rollout.state == RolloutState.ROLLING_BACK else rollout.release
+    waits = signatures.waits_for(session, rollout.model, ordered) if ordered is not None else ""
+    if waits and rollout.state == RolloutState.RUNNING:
+        rollout.reason = f"waits for the signature of {waits}"
+        return
     newest = session.scalar(select(func.max(ReportRecord.id))) or 0
     if rollout.state == RolloutState.ROLLING_BACK:
         _leave_taken_over(session, rollout, now)
+        if waits:
+            rollout.stage_started_at = now  # the devices' time to answer begins with the signature
         _order_back(session, rollout, now)
         outcomes.take(session, rollout, _way_back(session, rollout), policy.silence_s, now)
         _finish_rollback(session, rollout, policy, now)
@@ -225,22 +233,26 @@ def begin_rollback(
     """Begin to take a release back from every device that was given it.
 
     The way back is a new release of the previous version, because a device's release counter never
-    goes back. Without a previous version, or if that one may not be released any more, the model
-    is taken off.
+    goes back; where an owner has to sign it, the one that was signed ahead. Without a previous
+    version, or if that one may not be released any more, the model is taken off.
     """
     rollout.reverts_to, way = None, "is taken off the devices"
     if rollout.previous is not None:
         version = figures.version_of(session, rollout.model, rollout.previous)
         try:
-            made = registry.release(
+            made = registry.signed_ahead(session, version, rollout.release) or registry.release(
                 session,
                 rollout.model,
                 version.version,
                 f"rollback of release {rollout.release} (rollout {rollout.id}): {reason}",
                 now,
+                way_back=True,
             )
             rollout.reverts_to = made.number
             way = f"goes back to version {version.version} as release {made.number}"
+            if made.waits_for:
+                way += f", once {made.waits_for} has signed it"
+                reason += f" (the way back waits for the signature of {made.waits_for})"
         except HubError as error:
             way = f"is taken off the devices, because {error}"
     for part in outcomes.parts(session, rollout.id, "waiting"):
@@ -292,6 +304,9 @@ def _leave_taken_over(session: Session, rollout: Rollout, now: float) -> None:
 
 
 def _order_back(session: Session, rollout: Rollout, now: float) -> None:
+    back = rollout.reverts_to
+    if back is not None and signatures.waits_for(session, rollout.model, back):
+        return
     rows = list(
         session.execute(
             select(RolloutDevice, Device)

@@ -38,6 +38,7 @@ from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.rollouts import engine, figures, gate, outcomes, plan
 from edgefleet_cloud.rollouts.plan import Candidate, Plan
 from edgefleet_cloud.rollouts.record import record
+from edgefleet_cloud.trust.people import approvals
 from edgefleet_cloud.values import Json
 from edgefleet_protocol.manifest import Needs
 from edgefleet_protocol.profiles import DeviceProfile, misfits
@@ -90,7 +91,7 @@ def create(
     Raises:
         InvalidError: unreadable gate, order, stages or group, or no device can take the version.
         NotFoundError: no such version.
-        ConflictError: the version is not approved.
+        ConflictError: the version is not approved, by two people where the model is of high risk.
     """
     policy = _policy(gate, strategy)
     held_order = _order(order)
@@ -99,6 +100,7 @@ def create(
         raise ConflictError(
             f"{model} {version} is {row.state}; only an approved version is rolled out"
         )
+    approvals.require(session, row)
     candidates = _candidates(session, row, to, variant, now)
     release = _release(session, row, f"rollout to {to} ({strategy})", now)
     made = plan.make(candidates, strategy, f"{model}/{release}", stages)
@@ -121,6 +123,9 @@ def create(
     rollout.stage, rollout.history, rollout.statistics = 0, [], {}
     session.add(rollout)
     session.flush()
+    if rollout.previous is not None:
+        back = session.get_one(Release, (model, rollout.previous))
+        registry.sign_ahead(session, back, release, now)
     _add_parts(session, rollout, made, now)
     text = (
         f"{model} {version} as release {release} to {to}, {strategy},"

@@ -1,7 +1,8 @@
 """How jobs that make a version end, in the hub and in one transaction with the job's own state.
 
-A model that was shipped is approved here: who ships it has decided. A trained one is only
-registered; a comparison or a person approves it.
+A model that was shipped is approved here: who ships it has decided. Where it is of high risk, that
+decision only asks two others; the rollout waits for them. A trained one is only registered; a
+comparison or a person approves it.
 """
 
 import msgspec
@@ -13,6 +14,7 @@ from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training.service import Shipment
 from edgefleet_cloud.training.work import CODE, Result
+from edgefleet_cloud.trust.people import approvals
 from edgefleet_cloud.values import Json
 
 
@@ -58,16 +60,18 @@ def fail(session: Session, job: Job, error: str, now: float) -> None:
 
 
 def _ship(session: Session, version: Version, shipment: Shipment, now: float) -> Json:
-    registry.approve(
-        session, version.model, version.version, {"by": "operator", "reason": "shipped"}
-    )
-    rollout = rollouts.create(
-        session,
-        version.model,
-        version.version,
-        shipment.to,
-        shipment.strategy,
-        now,
-        order=shipment.order,
-    )
+    sender = session.get_one(Run, version.run_id).started_by
+    decision = {"by": sender, "reason": "shipped"}
+    registry.approve(session, version.model, version.version, decision, now)
+    wanted: Json = {
+        "model": version.model,
+        "version": version.version,
+        "to": shipment.to,
+        "strategy": shipment.strategy,
+        "order": shipment.order,
+    }
+    asked = approvals.ask(session, version, now, then=wanted)
+    if asked is not None:
+        return {"approval": asked.id}
+    rollout = rollouts.create(session, now=now, **wanted)
     return {"release": rollout.release, "rollout": rollout.id}

@@ -17,6 +17,8 @@ from edgefleet_cloud.errors import InvalidError, NotFoundError
 from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.training import trainers
+from edgefleet_cloud.trust import acting
+from edgefleet_cloud.trust.audit import log as audit
 from edgefleet_cloud.values import Json
 from edgefleet_converters.conversion import DeviceBudget
 from edgefleet_converters.pipeline import VARIANTS
@@ -128,7 +130,17 @@ def start_training(
         "champion": None if champion is None else _standing(session, champion),
         **msgspec.to_builtins(request),
     }
-    return jobs.submit(session, "retrain" if compare else "train", arguments, now)
+    job = jobs.submit(session, "retrain" if compare else "train", arguments, now)
+    after = {
+        "run": run.id,
+        "job": job.id,
+        "trainer": request.trainer,
+        "dataset": request.dataset,
+        "parameters": request.parameters,
+        "seed": request.seed,
+    }
+    audit.record(session, "run.start", f"{request.model} {version}", now, after=after)
+    return job
 
 
 def start_import(session: Session, request: ImportRequest, now: float) -> Job:
@@ -157,6 +169,7 @@ def start_import(session: Session, request: ImportRequest, now: float) -> Job:
         seed=request.seed,
         code="",
         environment={},
+        started_by=acting.now().name,
         artifact=request.artifact,
         state="running",
         created_at=now,
@@ -169,7 +182,17 @@ def start_import(session: Session, request: ImportRequest, now: float) -> Job:
         "label": sample.label,
         **msgspec.to_builtins(request),
     }
-    return jobs.submit(session, "convert_and_register", arguments, now)
+    job = jobs.submit(session, "convert_and_register", arguments, now)
+    after = {
+        "run": run.id,
+        "job": job.id,
+        "artifact": request.artifact,
+        "file": request.filename,
+        "sample": request.sample,
+        "ship": msgspec.to_builtins(request.ship),
+    }
+    audit.record(session, "run.import", f"{request.model} {version}", now, after=after)
+    return job
 
 
 def check_variants(variants: list[str] | None) -> None:
@@ -236,6 +259,7 @@ def _run(session: Session, request: TrainRequest, now: float) -> Run:
         seed=request.seed,
         code="",
         environment={},
+        started_by=acting.now().name,
         state="running",
         created_at=now,
     )

@@ -115,6 +115,7 @@ class DirectorRecord(Base):
         sequence: of the assignment that the desired rows make; raised when they change.
         signed_sequence: of `payload`; lower than `sequence` while signing is due.
         version: of the TUF roles, raised with every signing.
+        root_version: of the director's root that `payload` was signed under.
         payload: `messages.Assignment` as published.
         published: whether the link has handed `payload` to the broker.
     """
@@ -124,6 +125,7 @@ class DirectorRecord(Base):
     sequence: Mapped[int] = mapped_column(default=0)
     signed_sequence: Mapped[int] = mapped_column(default=-1)
     version: Mapped[int] = mapped_column(default=0)
+    root_version: Mapped[int] = mapped_column(default=0, server_default="0")
     expires_at: Mapped[float] = mapped_column(default=0.0)
     payload: Mapped[bytes | None]
     published: Mapped[bool] = mapped_column(default=False)

@@ -38,6 +38,7 @@ class Run(Base):
         code: version of the code that trained: `edgefleet-cloud 0.1.0`.
         environment: package name → version.
         artifact: digest of the fitted model file, None until it has succeeded.
+        started_by: account, or `hub`.
         state: running | succeeded | failed.
     """
 
@@ -53,6 +54,7 @@ class Run(Base):
     environment: Mapped[Json]
     metrics: Mapped[Json] = mapped_column(default=dict)
     artifact: Mapped[str | None] = mapped_column(String(64))
+    started_by: Mapped[str] = mapped_column(String(64), default="hub", server_default="hub")
     state: Mapped[str] = mapped_column(String(16))
     error: Mapped[str | None]
     created_at: Mapped[float]
@@ -60,11 +62,16 @@ class Run(Base):
 
 
 class Model(Base):
-    """A named model; its versions and releases are below."""
+    """A named model; its versions and releases are below.
+
+    Attributes:
+        risk: standard, or high: then two people approve each version before its release.
+    """
 
     __tablename__ = "models"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     task: Mapped[str] = mapped_column(String(16))
+    risk: Mapped[str] = mapped_column(String(16), default="standard", server_default="standard")
     created_at: Mapped[float]
 
 
@@ -140,6 +147,7 @@ class Release(Base):
 
     Attributes:
         challenge: made only to run beside the champion, which it does not replace.
+        waits_for: role of the model's owner while it has not signed the bundles.
     """
 
     __tablename__ = "releases"
@@ -149,3 +157,4 @@ class Release(Base):
     reason: Mapped[str] = mapped_column(String(500))
     created_at: Mapped[float]
     challenge: Mapped[bool] = mapped_column(default=False, server_default=false())
+    waits_for: Mapped[str] = mapped_column(String(64), default="", server_default="")

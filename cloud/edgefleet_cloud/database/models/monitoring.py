@@ -61,7 +61,7 @@ class Incident(Base):
 
     Attributes:
         kind: drift | device-fault | unlike-training | malformed-report | refused-artifact |
-            refused-assignment | refused-metadata | device-storage | rollback.
+            refused-assignment | refused-metadata | device-storage | rollback | trust.
         scope: device | cohort | fleet.
         devices: concerned; features: likewise.
     """
@@ -86,6 +86,7 @@ class Trigger(Base):
         kind: drift (a fleet or cohort verdict).
         recipe: how to retrain: {"trainer", "parameters", "min_samples", "strategy", …}, see
             `retraining.recipe.Recipe`.
+        made_by: account.
         fired_at: when it last started a retraining; fired_version: the version that it replaced.
     """
 
@@ -95,6 +96,7 @@ class Trigger(Base):
     kind: Mapped[str] = mapped_column(String(16))
     recipe: Mapped[Json]
     enabled: Mapped[bool] = mapped_column(default=True)
+    made_by: Mapped[str] = mapped_column(String(64), default="hub", server_default="hub")
     fired_at: Mapped[float | None]
     fired_version: Mapped[str | None] = mapped_column(String(64))
 
@@ -105,7 +107,7 @@ class Retraining(Base):
     Attributes:
         trigger_id, incident_id: what started it; None where a person did.
         champion: version that it challenges, None if there was none.
-        state: running | approved | refused | failed.
+        state: running | waiting (for people) | approved | refused | failed.
         decision: `retraining.decision.Decision` as JSON, {} while it runs.
         rollout_id: of the challenger, where the recipe releases by itself.
     """

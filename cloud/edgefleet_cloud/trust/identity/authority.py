@@ -2,16 +2,18 @@
 
 Rules:
 
-1. One P-256 key and a self-signed certificate of 10 years, made at first start. Half of the pair
-   is never made anew: devices in the field trust the certificate by its fingerprint.
+1. P-256 keys and certificates of 10 years, the first made at first start; `generations` has their
+   succession. Devices in the field trust the certificates by their fingerprints.
 2. A device makes its own key. Its request is checked (signature, kind of key, name) and nothing of
    it but the public key goes into the certificate.
 3. Device and hub certificates differ in extended key usage (client, server), so that a device's
    certificate can never stand for the hub.
+4. Servers send the cross-signed certificates of the authority along, so that a device that trusts
+   only an older one still accepts them.
 """
 
-import datetime
 import ipaddress
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,23 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgefleet_cloud.errors import DamagedError, InvalidError
+from edgefleet_cloud.errors import InvalidError
 from edgefleet_cloud.trust import durable
-from edgefleet_protocol.identifiers import digest_of
+from edgefleet_cloud.trust.identity import generations
+from edgefleet_cloud.trust.identity.freshness import Freshness
+from edgefleet_cloud.trust.identity.generations import (
+    BACKDATE_S,
+    DAY_S,
+    Generation,
+    distinguished_name,
+    fingerprint,
+    key_pem,
+    key_usage,
+    moment,
+    pem,
+)
 
-DAY_S = 86_400.0
-AUTHORITY_LIFE_S = 10 * 365 * DAY_S
 HUB_CERTIFICATE_LIFE_S = 365 * DAY_S
-# Devices' clocks may be behind: certificates are valid from an hour before they are made.
-BACKDATE_S = 3600.0
 # Far above any real request (a P-256 one has about 500 bytes).
 MAX_CSR_BYTES = 16_384
 
@@ -43,16 +53,20 @@ class Issued:
 
     Attributes:
         serial: in lower-case hexadecimal.
+        public_key: that it certifies, SubjectPublicKeyInfo, DER.
+        issuer: fingerprint of the authority that signed it.
     """
 
     certificate_pem: bytes
     serial: str
     expires_at: float
+    public_key: bytes
+    issuer: str
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """PEM files of a certificate and its private key.
+    """PEM files of a certificate (and its chain) and its private key.
 
     Attributes:
         renew_at: when to ask for the pair again, which then makes a new one.
@@ -64,125 +78,191 @@ class KeyPair:
 
 
 class Authority:
-    """The hub's CA; open it with `Authority.open`.
+    """The hub's CA; open it with `Authority.open`. May be called from any thread.
 
     Attributes:
-        ca_pem: its certificate.
-        fingerprint: SHA-256 of the certificate's DER form, in hexadecimal; part of every claim.
+        freshness: makes and judges the challenges that renewals answer and statements repeat.
     """
 
     def __init__(
         self,
-        certificate: x509.Certificate,
-        key: ec.EllipticCurvePrivateKey,
+        folder: Path,
+        held: list[Generation],
+        freshness: Freshness,
         clock: Callable[[], float],
     ) -> None:
-        self._certificate = certificate
-        self._key = key
+        self._folder = folder
+        self._held = held
         self._clock = clock
-        self.ca_pem = certificate.public_bytes(serialization.Encoding.PEM)
-        self.fingerprint = digest_of(certificate.public_bytes(serialization.Encoding.DER))
+        self._changing = threading.Lock()
+        self._changes = 0
+        self.freshness = freshness
 
     @classmethod
     def open(cls, folder: Path, clock: Callable[[], float]) -> "Authority":
         """Read the authority's files, or make them at first start.
 
         Args:
-            folder: holds `ca.pem` and `ca.key`.
+            folder: see `generations`.
             clock: the time now, Unix seconds.
 
         Raises:
             DamagedError: if they cannot be read or do not belong together.
         """
-        certificate_path, key_path = folder / "ca.pem", folder / "ca.key"
-        if not certificate_path.exists():
-            # The key is written first, so a key alone is a first start that was cut off.
-            if key_path.exists():
-                key = _read_key(key_path)
-            else:
-                key = ec.generate_private_key(ec.SECP256R1())
-                durable.write(key_path, _key_pem(key), mode=durable.PRIVATE)
-            certificate = _self_signed(key, clock())
-            durable.write(
-                certificate_path,
-                certificate.public_bytes(serialization.Encoding.PEM),
-                mode=durable.PUBLIC,
-            )
-            return cls(certificate, key, clock)
-        try:
-            certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DamagedError(_unreadable(certificate_path, error)) from error
-        key = _read_key(key_path)
-        if key.public_key() != certificate.public_key():
-            raise DamagedError(f"{key_path} is not the key of {certificate_path}")
-        return cls(certificate, key, clock)
+        held = generations.load(folder, clock)
+        return cls(folder, held, Freshness.open(folder), clock)
 
-    def issue_device(self, csr_pem: bytes, device_id: str, ttl_s: float) -> Issued:
+    @property
+    def authorities(self) -> list[str]:
+        """Certificates (PEM) of all authorities that this hub trusts, the newest first."""
+        return [pem(one.certificate).decode() for one in reversed(self._held)]
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The same in one file."""
+        return "".join(self.authorities).encode()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the authority that issues; part of every claim."""
+        return self._newest.fingerprint
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of all authorities that this hub trusts, the newest first."""
+        return [one.fingerprint for one in reversed(self._held)]
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever the authorities change: files made from them are then to be made anew."""
+        return self._newest.number + self._changes
+
+    @property
+    def held(self) -> list[Generation]:
+        """All authorities that this hub trusts, with their keys, oldest first."""
+        return list(self._held)
+
+    def rotate(self) -> str:
+        """Make a new authority, which issues from now on; return its fingerprint.
+
+        Raises:
+            ConflictError: if there are too many already.
+        """
+        with self._changing:
+            self._held = generations.add(self._folder, self._held, self._clock())
+            self._changes += 1
+        return self.fingerprint
+
+    def retire(self, fingerprint: str) -> None:
+        """Stop trusting an older authority, and delete its key.
+
+        Raises:
+            NotFoundError: if there is none of that fingerprint.
+            ConflictError: if it is the one that issues.
+        """
+        with self._changing:
+            self._held = generations.retire(self._folder, self._held, fingerprint)
+            self._changes += 1
+
+    def issue_challenge(self, device: str, now: float) -> bytes:
+        """Return what a device is to repeat in its signed statements, 16 bytes."""
+        return self.freshness.issue("statement", device, now)
+
+    @property
+    def _newest(self) -> Generation:
+        return self._held[-1]
+
+    def issue_device(
+        self, csr_pem: bytes, device_id: str, ttl_s: float, *, named: str | None = None
+    ) -> Issued:
         """Certify a device's key for connecting as a client.
 
         Args:
             csr_pem: the device's certificate signing request, untrusted.
-            device_id: the one name that the request must carry.
+            device_id: name in the certificate.
             ttl_s: life of the certificate.
+            named: the one name that the request must carry; None for `device_id`.
 
         Raises:
             InvalidError: if the request is not readable, not signed by its own key, for another
                 kind of key than P-256 or Ed25519, or for another name.
         """
-        key = _requested_key(csr_pem, device_id)
+        key = _requested_key(csr_pem, named or device_id)
         expires_at = self._clock() + ttl_s
+        serial = x509.random_serial_number()
+        # Brokers that know a client by the subject of its certificate (Mosquitto) thus tell apart
+        # the certificates that a device has had.
         certificate = self._sign(
-            key, device_id, expires_at, usage=ExtendedKeyUsageOID.CLIENT_AUTH, names=[]
+            key,
+            distinguished_name(device_id, f"{serial:x}"),
+            expires_at,
+            usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+            names=[],
+            serial=serial,
+            # A short life is not to look two thirds over when it begins.
+            backdate_s=min(BACKDATE_S, ttl_s / 10),
         )
         return Issued(
-            certificate.public_bytes(serialization.Encoding.PEM),
-            f"{certificate.serial_number:x}",
+            # With its links, so that a broker that has not read the new authority yet takes it.
+            certificate_pem=b"".join(pem(one) for one in (certificate, *self._newest.links)),
+            serial=f"{certificate.serial_number:x}",
             # Certificates hold whole seconds; what is stored must not outlive them.
-            certificate.not_valid_after_utc.timestamp(),
+            expires_at=certificate.not_valid_after_utc.timestamp(),
+            public_key=spki(key),
+            issuer=fingerprint(self._newest.certificate),
         )
 
-    def issue_server(self, common_name: str, hosts: list[str], folder: Path) -> KeyPair:
+    def issue_server(self, name: str, hosts: list[str], folder: Path) -> KeyPair:
         """Return the files of a server certificate, made anew when due or when hosts changed.
 
         Args:
-            common_name: also the stem of the files' names.
+            name: its common name; also the stem of the files' names.
             hosts: host names and IP addresses that clients connect to.
             folder: where the files are kept.
         """
-        return self._pair(folder, common_name, ExtendedKeyUsageOID.SERVER_AUTH, _names(hosts))
+        return self._pair(
+            folder, name, distinguished_name(name), ExtendedKeyUsageOID.SERVER_AUTH, _names(hosts)
+        )
 
-    def issue_client(self, common_name: str, folder: Path) -> KeyPair:
-        """Return the files of a client certificate of the hub's own, made anew when due."""
-        return self._pair(folder, common_name, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    def issue_client(self, name: str, folder: Path, *, file: str = "", mark: str = "") -> KeyPair:
+        """Return the files of a client certificate of the hub's own, made anew when due.
+
+        Args:
+            name: its common name.
+            folder: where the files are kept.
+            file: stem of their names; the common name by default.
+            mark: `serialNumber` of its subject, so that it is the same after a renewal.
+        """
+        subject = distinguished_name(name, mark)
+        return self._pair(folder, file or name, subject, ExtendedKeyUsageOID.CLIENT_AUTH, names=[])
 
     def _pair(
         self,
         folder: Path,
-        common_name: str,
+        file: str,
+        subject: x509.Name,
         usage: x509.ObjectIdentifier,
         names: list[x509.GeneralName],
     ) -> KeyPair:
-        pair_path = folder / f"{common_name}.pem"
-        key_path = folder / f"{common_name}.key"
-        held = self._held(pair_path, key_path, names)
+        pair_path = folder / f"{file}.pem"
+        key_path = folder / f"{file}.key"
+        held = self._held_pair(pair_path, key_path, subject, names)
         if held is not None:
             return KeyPair(pair_path, key_path, held)
         key = ec.generate_private_key(ec.SECP256R1())
         expires_at = self._clock() + HUB_CERTIFICATE_LIFE_S
-        certificate = self._sign(
-            key.public_key(), common_name, expires_at, usage=usage, names=names
-        )
-        durable.write(key_path, _key_pem(key), mode=durable.PRIVATE)
-        durable.write(
-            pair_path,
-            certificate.public_bytes(serialization.Encoding.PEM),
-            mode=durable.PUBLIC,
-        )
+        certificate = self._sign(key.public_key(), subject, expires_at, usage=usage, names=names)
+        chain = b"".join(pem(one) for one in (certificate, *self._newest.links))
+        durable.write(key_path, key_pem(key), mode=durable.PRIVATE)
+        durable.write(pair_path, chain, mode=durable.PUBLIC)
         return KeyPair(pair_path, key_path, expires_at - HUB_CERTIFICATE_LIFE_S / 2)
 
-    def _held(
-        self, certificate_path: Path, key_path: Path, names: list[x509.GeneralName]
+    def _held_pair(
+        self,
+        certificate_path: Path,
+        key_path: Path,
+        subject: x509.Name,
+        names: list[x509.GeneralName],
     ) -> float | None:
         """Return when the held pair is to be renewed; None if it is missing, due or of no use.
 
@@ -193,7 +273,7 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
             key = serialization.load_pem_private_key(key_path.read_bytes(), None)
-            certificate.verify_directly_issued_by(self._certificate)
+            certificate.verify_directly_issued_by(self._newest.certificate)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             return None
         try:
@@ -206,6 +286,7 @@ class Authority:
         renew_at = certificate.not_valid_after_utc.timestamp() - HUB_CERTIFICATE_LIFE_S / 2
         if (
             key.public_key() != certificate.public_key()
+            or certificate.subject != subject
             or held_names != names
             or renew_at <= self._clock()
         ):
@@ -215,50 +296,41 @@ class Authority:
     def _sign(
         self,
         key: PublicKey,
-        common_name: str,
+        subject: x509.Name,
         expires_at: float,
         *,
         usage: x509.ObjectIdentifier,
         names: list[x509.GeneralName],
+        serial: int | None = None,
+        backdate_s: float = BACKDATE_S,
     ) -> x509.Certificate:
+        issuer = self._newest
         builder = (
             x509.CertificateBuilder()
-            .subject_name(_name(common_name))
-            .issuer_name(self._certificate.subject)
+            .subject_name(subject)
+            .issuer_name(issuer.certificate.subject)
             .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(_moment(self._clock() - BACKDATE_S))
-            .not_valid_after(
-                min(_moment(expires_at), self._certificate.not_valid_after_utc),
-            )
+            .serial_number(x509.random_serial_number() if serial is None else serial)
+            .not_valid_before(moment(self._clock() - backdate_s))
+            .not_valid_after(min(moment(expires_at), issuer.certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(key_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()),
                 critical=False,
             )
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
+        return builder.sign(issuer.key, hashes.SHA256())
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise DamagedError(_unreadable(path, error)) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DamagedError(_unreadable(path, "expected a P-256 key"))
-    return key
-
-
-def _unreadable(path: Path, reason: object) -> str:
-    return (
-        f"{path} of the certificate authority cannot be read ({reason}); restore it from a backup:"
-        " devices trust no other authority"
+def spki(key: PublicKey) -> bytes:
+    """Return a public key as SubjectPublicKeyInfo, DER."""
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
@@ -273,7 +345,13 @@ def _requested_key(csr_pem: bytes, device_id: str) -> PublicKey:
         signed = request.is_signature_valid
         key = request.public_key()
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        InvalidSignature,
+        x509.InvalidVersion,
+    ) as error:
         raise InvalidError(
             f"the certificate request of {device_id!r} cannot be read: {error}"
         ) from error
@@ -292,41 +370,6 @@ def _requested_key(csr_pem: bytes, device_id: str) -> PublicKey:
     )
 
 
-def _self_signed(key: ec.EllipticCurvePrivateKey, now: float) -> x509.Certificate:
-    name = _name("edgefleet hub CA")
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(now - BACKDATE_S))
-        .not_valid_after(_moment(now + AUTHORITY_LIFE_S))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(authority=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
 def _names(hosts: list[str]) -> list[x509.GeneralName]:
     """Return the alternative names: IP addresses as such, all else as DNS names, each once."""
     names: list[x509.GeneralName] = []
@@ -336,15 +379,3 @@ def _names(hosts: list[str]) -> list[x509.GeneralName]:
         except ValueError:
             names.append(x509.DNSName(host))
     return names
-
-
-def _moment(at: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(at), datetime.UTC)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
