@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from edgefleet_cloud.database.models import (
     Base,
     Device,
+    DeviceIdentity,
     Incident,
     RefusalRecord,
     ReportRecord,
@@ -58,6 +59,7 @@ def empty(services: Services) -> None:
 
 def clear(services: Services) -> None:
     with services.database.write() as session:
+        session.query(DeviceIdentity).update({"stores": []})
         for table in (WindowRecord, SampleRecord, ResultRecord, RefusalRecord, ReportRecord):
             session.query(table).delete()
         session.query(Incident).delete()

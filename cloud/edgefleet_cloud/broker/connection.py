@@ -21,6 +21,18 @@ CONNECT_TIMEOUT_S = 5.0
 Message = tuple[str, bytes]
 
 
+class ClosingSocket(ssl.SSLSocket):
+    """Closes itself when its handshake fails, which paho leaves to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Shake hands."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Connection:
     """A connection, from `connect` to `close`; MQTT 3.1.1 over TLS, without a session.
 
@@ -51,6 +63,7 @@ class Connection:
         self._closed = False
         self._context = ssl.create_default_context(cadata=ca_pem.decode())
         self._context.load_cert_chain(pair.certificate, pair.key)
+        self._context.sslsocket_class = ClosingSocket
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,

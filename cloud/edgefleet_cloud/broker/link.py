@@ -26,6 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgefleet_cloud.broker import identities, policy
+from edgefleet_cloud.broker.connection import ClosingSocket
 from edgefleet_cloud.broker.quota import Quotas
 from edgefleet_cloud.broker.serving import BlockServer
 from edgefleet_cloud.broker.timing import TimeDesk
@@ -182,6 +183,7 @@ class Link:
         pair = identities.link(self._services.authority, self._services.settings.home / "broker")
         context = ssl.create_default_context(cadata=self._services.authority.ca_pem.decode())
         context.load_cert_chain(pair.certificate, pair.key)
+        context.sslsocket_class = ClosingSocket
         context.sslsocket_class = _TidySocket
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
