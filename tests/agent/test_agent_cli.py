@@ -105,6 +105,7 @@ def test_status_shows_models_and_waiting_reports(
             "reason": "",
         }
     ]
+    (store / health.CONTACT).unlink()  # its clock stood years ago; "never" does not age
     assert cli.main(["status", "--store", str(store)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "device cam-1, hub https://localhost; the agent does not run",

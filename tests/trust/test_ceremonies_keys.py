@@ -126,7 +126,7 @@ def test_an_unknown_uri_names_those_that_are_known():
 
 
 def test_a_cloud_key_without_its_library_says_what_to_install():
-    with pytest.raises(KeyUnusableError, match=r"install securesystemslib\[gcp\]"):
+    with pytest.raises(KeyUnusableError, match=r"install securesystemslib\[gcpkms\]"):
         keys.load("gcpkms:projects/p/x", Secrets({}))
 
 

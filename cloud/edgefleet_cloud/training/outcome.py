@@ -1,5 +1,7 @@
 """How jobs that make a version end, in the hub and in one transaction with the job's own state.
 
+What follows from a job is decided by whoever asked for it, and is recorded under that name.
+
 A model that was shipped is approved here: who ships it has decided. Where it is of high risk, that
 decision only asks two others; the rollout waits for them. A trained one is only registered; a
 comparison or a person approves it.
@@ -14,15 +16,21 @@ from edgefleet_cloud.rollouts import service as rollouts
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training.service import Shipment
 from edgefleet_cloud.training.work import CODE, Result
-from edgefleet_cloud.trust.people import approvals
+from edgefleet_cloud.trust.acting import acting
+from edgefleet_cloud.trust.people import accounts, approvals
 from edgefleet_cloud.values import Json
 
 
 def finish(session: Session, store: Store, job: Job, result: Json, now: float) -> Json:
     """Register what the job made, end its run, and ship it if that was asked for."""
     made = msgspec.convert(result, Result)
-    version = registry.register(session, store, made.registration, made.run_id, now)
     run = session.get_one(Run, made.run_id)
+    with acting(accounts.actor(session, run.started_by)):
+        return _finish(session, store, job, made, run, now)
+
+
+def _finish(session: Session, store: Store, job: Job, made: Result, run: Run, now: float) -> Json:
+    version = registry.register(session, store, made.registration, run.id, now)
     run.artifact, run.metrics = made.artifact, made.metrics
     run.code, run.environment = CODE, made.environment
     run.state, run.finished_at = "succeeded", now
@@ -49,7 +57,7 @@ def finish(session: Session, store: Store, job: Job, result: Json, now: float) -
         answer["guard"] = msgspec.to_builtins(made.guard)
     if job.arguments.get("ship") is not None:
         shipment = msgspec.convert(job.arguments["ship"], Shipment)
-        answer.update(_ship(session, version, shipment, now))
+        answer.update(_ship(session, version, shipment, run.started_by, now))
     return answer
 
 
@@ -59,8 +67,7 @@ def fail(session: Session, job: Job, error: str, now: float) -> None:
     run.state, run.error, run.finished_at = "failed", error, now
 
 
-def _ship(session: Session, version: Version, shipment: Shipment, now: float) -> Json:
-    sender = session.get_one(Run, version.run_id).started_by
+def _ship(session: Session, version: Version, shipment: Shipment, sender: str, now: float) -> Json:
     decision = {"by": sender, "reason": "shipped"}
     registry.approve(session, version.model, version.version, decision, now)
     wanted: Json = {

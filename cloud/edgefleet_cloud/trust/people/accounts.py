@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from edgefleet_cloud.database.models import Account, AccountKind, RoleGrant
 from edgefleet_cloud.errors import ConflictError, InvalidError, NotFoundError
+from edgefleet_cloud.trust.acting import HUB, Actor
 from edgefleet_cloud.trust.audit.log import record
 from edgefleet_cloud.trust.people import passwords, sessions, tokens
 from edgefleet_cloud.trust.people.callers import Grant
@@ -162,6 +163,14 @@ def get(session: Session, name: str) -> Account:
     if account is None:
         raise NotFoundError("account", name)
     return account
+
+
+def actor(session: Session, name: str) -> Actor:
+    """Return the account of this name as one who acts; the hub itself if there is none."""
+    account = session.get(Account, name)
+    if account is None:
+        return HUB
+    return Actor(name, "person" if account.kind == AccountKind.PERSON else "service")
 
 
 def listing(session: Session) -> list[Account]:

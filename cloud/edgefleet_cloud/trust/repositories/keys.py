@@ -138,9 +138,9 @@ def _remote(uri: str, scheme: str, secrets: Secrets) -> Signer:
     except HubError:
         raise
     except UnsupportedLibraryError as error:
-        extra = {"hsm": "hsm", "awskms": "aws", "gcpkms": "gcp", "azurekms": "azure"}[scheme]
+        # securesystemslib's extras are named like the schemes.
         raise KeyUnusableError(
-            f"{uri}: {error}; install securesystemslib[{extra}] beside the hub"
+            f"{uri}: {error}; install securesystemslib[{scheme}] beside the hub"
         ) from error
     # Tokens and clouds raise errors of their own libraries, which need not be installed.
     except Exception as error:
