@@ -151,7 +151,7 @@ class Story:
         """Tamper with an artifact in the store, and replay an old assignment at the broker."""
         victim = self.cameras[-1]
         broker = attacks.BrokerAttacker(self._hub)
-        old = broker.record_assignment(victim.name)
+        old = broker.record_assignment(victim)
         with self._step("an attacker alters an artifact in the store"):
             self._tampered(victim)
         with self._step("an attacker replays an old assignment at the broker"):

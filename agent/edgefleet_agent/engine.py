@@ -2,13 +2,11 @@
 
 Link, models, trials and timers only put news into its inbox. Rules:
 
-1. A message is untrusted until `trust` or a signed digest has vouched for it; what is refused is
-   reported, the same thing at most once a minute, and the hub is asked to say it again.
-2. State is a full snapshot, sent on connect, on change and every heartbeat.
-3. Nothing that arrives, and no store that cannot be written, ends the thread; what cannot be done
+1. A message is untrusted until `trust` or a signed digest has vouched for it (`trusting.judging`
+   says when that is looked at); what is refused is reported (`telling`).
+2. Nothing that arrives, and no store that cannot be written, ends the thread; what cannot be done
    now is done at a later tick.
-4. An assignment that was believed is acted on until all of it is on disk.
-5. No slow work here: what hashes, loads or waits runs beside (`work`). The judging of signed
+3. No slow work here: what hashes, loads or waits runs beside (`work`). The judging of signed
    metadata is the exception: it waits for its child, some tenths of a second, and never longer than
    the watchdog allows (`trusting.refresh`).
 """
@@ -21,10 +19,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgefleet_agent import __version__
 from edgefleet_agent.config import Config
 from edgefleet_agent.downloading.slots import Slots
-from edgefleet_agent.errors import AgentError, EnrolmentError, StoreError, TransitionError
+from edgefleet_agent.errors import AgentError, EnrolmentError, StoreError
 from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.inference.samples import DailyQuota, SampleDesk, load_redaction
 from edgefleet_agent.inference.serving import Model
@@ -40,26 +37,21 @@ from edgefleet_agent.link import (
 )
 from edgefleet_agent.operating.health import HealthMeter
 from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.telling import Refusals, States
 from edgefleet_agent.trusting.custody import Custody, Kept
 from edgefleet_agent.trusting.identity import Identity
+from edgefleet_agent.trusting.judging import ATTESTED_TIME, Judging
 from edgefleet_agent.trusting.renewal import Ask, in_child
 from edgefleet_agent.trusting.timekeeping import Timekeeper
-from edgefleet_agent.trusting.trust import (
-    ASSIGNMENT,
-    IMAGE_METADATA,
-    MetadataRefusedError,
-    Trust,
-    Waiting,
-)
+from edgefleet_agent.trusting.trust import ASSIGNMENT, IMAGE_METADATA, Trust
 from edgefleet_agent.updating import byhand
 from edgefleet_agent.updating.attempts import Attempts
-from edgefleet_agent.updating.journal import Assigned
 from edgefleet_agent.updating.starts import GOOD_S, Starts
 from edgefleet_agent.updating.surroundings import Surroundings
 from edgefleet_agent.updating.update import MAX_STARTS
 from edgefleet_agent.updating.work import Done
 from edgefleet_protocol import codec, topics
-from edgefleet_protocol.errors import ProtocolError, RefusedError
+from edgefleet_protocol.errors import ProtocolError
 from edgefleet_protocol.messages import (
     Ack,
     Block,
@@ -70,33 +62,15 @@ from edgefleet_protocol.messages import (
     Samples,
     Slot,
     State,
-    SyncRequest,
     TimeAttestation,
 )
 from edgefleet_protocol.profiles import DeviceProfile
 
 log = logging.getLogger(__name__)
 
-# An identical refusal is told once in this time.
-REFUSAL_QUIET_S = 60.0
-_MAX_REFUSALS_REMEMBERED = 256
-# How long to wait for the rest of a publication before asking, and between two questions.
-ASK_AFTER_S = 3.0
-ASK_AGAIN_S = 10.0
-LAST_ASK_AGAIN_S = 600.0
-# How long a connection for asking the time waits for the answer.
-ASKING_S = 30.0
-# Between two looks at metadata that is not complete yet.
-JUDGE_AGAIN_S = 1.0
-PROGRESS_S = 2.0
 MAX_WAIT_S = 5.0
 # At the end, for the owner's redaction of the last samples.
 LAST_SAMPLES_S = 2.0
-# Between two tries to act on an assignment, or to judge it, on a store that cannot be written.
-STORE_AGAIN_S = 10.0
-# Questions to the hub are spread by this share of their interval, to either side.
-_SPREAD = 0.25
-_INCOMPLETE = "waiting for the rest of the metadata"
 
 
 class Fault(Struct, frozen=True):
@@ -159,11 +133,8 @@ class Engine:
         """
         self._config = config
         self._device = known.hub.device
-        self._profile = profile
         self._link = link
-        self._slots = slots
         self._outbox = outbox
-        self._trust = trust
         self.timekeeper = timekeeper
         self._clock = clock
         self._monotonic = monotonic
@@ -171,25 +142,12 @@ class Engine:
         self._inbox: Inbox[News] = Inbox()
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
-        self._refused: dict[tuple[str, str, str], float] = {}
         self._listening: set[str] = set()
         self._connected = False
-        # While connected for asking the time only; see rule 6 of `link`.
-        self._asking_until: float | None = None
         self._alive = alive
         self._starts = Starts(config.folder, clock)
         self._opened_at = monotonic()
         self._dropped = 0
-        # What was believed and could not be acted on as a whole yet.
-        self._unapplied: list[Assigned] | None = None
-        self._apply_at = 0.0
-        self._sequence = 0
-        self._state: State | None = None
-        self._state_at = 0.0
-        self._judge_at: float | None = None
-        self._wanting = ""
-        self._ask_at = 0.0
-        self._ask_again_s = ASK_AGAIN_S
         around = Surroundings(
             device=profile,
             clock=clock,
@@ -201,7 +159,6 @@ class Engine:
             start=_on_a_thread,
         )
         around = msgspec.structs.replace(around, **(surroundings or {}))
-        self._chance = around.chance
         self.custody = Custody(
             config.folder,
             known,
@@ -213,6 +170,7 @@ class Engine:
             reconnect=link.reconnect,
             ask=ask_keyholder,
         )
+        self._refusals = Refusals(outbox, self.custody, clock=clock, monotonic=monotonic)
         self._desk = SampleDesk(
             DailyQuota(config.folder, clock),
             load_redaction(config.samples.redact),
@@ -220,6 +178,27 @@ class Engine:
             deliver=self._inbox.put,
         )
         self.attempts = Attempts(config, slots, self.model, around)
+        self._judging = Judging(
+            trust,
+            timekeeper,
+            self.custody,
+            self.attempts,
+            report=self._refusals.tell,
+            request=self._request,
+            reconnect=link.reconnect,
+            hub_time=self._health.hub_time,
+            chance=around.chance,
+        )
+        self._states = States(
+            self._device,
+            profile,
+            trust,
+            self.attempts,
+            link,
+            boot=self._starts.number,
+            heartbeat_s=config.heartbeat_s,
+            clock=clock,
+        )
 
     def model(self, name: str) -> Model:
         """Return the place of a model, made on first use. Safe from any thread."""
@@ -281,13 +260,13 @@ class Engine:
             return False
         if news is not None:
             self._guarded(self._handle, news)
-        self._guarded(self._apply_again)
+        self._guarded(self._act_again)
         self._guarded(self._heed_person)
         self._guarded(self._tick)
         return True
 
     def _guarded(self, act: Callable[..., None], *news: News) -> None:
-        """Do something; whatever comes of it, the thread goes on (rule 3)."""
+        """Do something; whatever comes of it, the thread goes on (rule 2)."""
         what = type(news[0]).__name__ if news else "what is due"
         try:
             act(*news)
@@ -314,22 +293,18 @@ class Engine:
         now = self._monotonic()
         match news:
             case Connected(asking=True):
-                self.timekeeper.connected()
-                self._asking_until = now + ASKING_S
+                self._judging.connected_for_time(now)
             case Connected():
                 self._connected = True
                 self._listening.clear()
                 self._outbox.reconnected()
-                self._trust.resumed()
-                self.timekeeper.connected()
+                self._judging.connected(now)
                 self.attempts.connected(now)
-                self._state = None  # the hub hears the state anew
-                self._ask_at = now + ASK_AFTER_S  # retained messages come by themselves
+                self._states.connected()
                 self.custody.connected(renewed=news.renewed)
             case Disconnected():
                 self._connected = False
-                self._asking_until = None
-                self._trust.interrupted()
+                self._judging.disconnected()
                 self.attempts.disconnected(now)
             case CertificateRefused():
                 self.custody.certificate_refused(now)
@@ -358,41 +333,24 @@ class Engine:
             if topic == topics.down(self._device, "assignment"):
                 # An empty message is how a retained one is taken away; nothing signed says so.
                 if payload:
-                    self._trust.take_assignment(payload)
-                    self._judge(now)
+                    self._judging.take_assignment(payload, now)
             elif topic.startswith(_META):
-                self._trust.take_image_role(topic.removeprefix(_META), payload)
-                self._judge(now)
+                self._judging.take_image_role(topic.removeprefix(_META), payload, now)
             elif topic == topics.down(self._device, "ack"):
                 ack = codec.decode(payload, Ack)
                 self._outbox.acknowledge(ack.store, ack.numbers)
                 if ack.at:
                     self._health.hub_time(ack.at)
             elif topic == topics.down(self._device, "time"):
-                self._take_time(codec.decode(payload, TimeAttestation), now)
+                self._judging.take_time(codec.decode(payload, TimeAttestation), now)
             elif topic == topics.down(self._device, "blocks") or topic.startswith(_BLOB):
                 answer: BlockAnswer = codec.decode(payload, BlockAnswer)  # type: ignore[arg-type]  # a union is a type form
                 if isinstance(answer, Block):
                     self.attempts.take_block(answer, now)
                 else:
                     self.attempts.take_unavailable(answer, now)
-        except MetadataRefusedError as refusing:
-            self._refuse_metadata(refusing, now)
         except ProtocolError as error:
             self._refuse(_subject(topic), "malformed", str(error))
-
-    def _take_time(self, attestation: TimeAttestation, now: float) -> None:
-        """Believe an attested time; what was waited for because of the clock is judged again."""
-        try:
-            self.timekeeper.take(attestation, self._trust.director_roots)
-        except RefusedError as error:
-            self._refuse("attested time", error.reason, str(error))
-            return
-        self._health.hub_time(self.timekeeper.instant().at)
-        if self._judge_at is not None:
-            self._judge_at = now
-        if self._asking_until is not None:
-            self._link.reconnect()
 
     def _take_kept(self, kept: Kept, now: float) -> None:
         try:
@@ -403,72 +361,11 @@ class Engine:
         if statement:
             self._outbox.put(statement, self._clock())
 
-    def _adopt_authorities(self) -> None:
-        """Trust the hub's authorities as the image metadata lists them."""
-        try:
-            self.custody.adopt(self._trust.authorities)
-        except EnrolmentError as error:
-            self._refuse(IMAGE_METADATA, "authorities", str(error))
-
-    def _judge(self, now: float) -> None:
-        floors = {key: journal.floor for key, journal in self.attempts.journals.items()}
-        # If the trust state cannot be written, this says so by an error, and is tried again.
-        self._judge_at = now + STORE_AGAIN_S
-        verdict = self._trust.judge(now, floors)
-        self._judge_at = None
-        self._adopt_authorities()
-        if verdict is None:
-            if self._wanting == _INCOMPLETE:
-                self._wanting = ""
-            return
-        if isinstance(verdict, Waiting):
-            log.debug("waiting: %s", verdict.reason)
-            self._judge_at = now + JUDGE_AGAIN_S
-            self._want(_INCOMPLETE, now + ASK_AFTER_S)
-            return
-        try:
-            self.attempts.check(verdict.targets)
-        except RefusedError as error:
-            self._refuse_metadata(
-                MetadataRefusedError(ASSIGNMENT, error.reason, str(error), ""), now
-            )
-            return
-        self._wanting, self._ask_again_s = "", ASK_AGAIN_S
-        self._apply(verdict.targets, now)
-
     def _heed_person(self) -> None:
-        """Go back to the previous release where a person at the device asks for it."""
-        for path, request in byhand.pending(self._config.folder):
-            journal = self.attempts.journals.get(request.model)
-            serving = journal.serving if journal else None
-            try:
-                if serving and serving.slot.release == request.release:
-                    self.attempts.go_back(request.model, request.reason, self._monotonic())
-            except TransitionError as error:
-                log.warning("not rolled back by hand: %s", error)
-            path.unlink()
+        byhand.heed(self._config.folder, self.attempts, self._monotonic())
 
-    def _apply_again(self) -> None:
-        now = self._monotonic()
-        if self._unapplied is not None and now >= self._apply_at:
-            self._apply(self._unapplied, now)
-
-    def _apply(self, targets: list[Assigned], now: float) -> None:
-        self._unapplied, self._apply_at = targets, now + STORE_AGAIN_S
-        self.attempts.apply(targets, now)
-        self._unapplied = None
-
-    def _refuse_metadata(self, refusing: MetadataRefusedError, now: float) -> None:
-        self._refuse(refusing.what, refusing.reason, str(refusing), refusing.digest)
-        if refusing.reason == "expired":
-            self.timekeeper.doubted()
-        self._want(f"{refusing.what} refused: {refusing.reason}", now)
-
-    def _want(self, reason: str, at: float) -> None:
-        """Ask for assignment and image metadata at that time, until an assignment is accepted."""
-        if not self._wanting:
-            self._ask_at = max(self._ask_at, at)
-        self._wanting = reason
+    def _act_again(self) -> None:
+        self._judging.act_again(self._monotonic())
 
     def _store_window(self, window: ClosedWindow) -> None:
         at = self._clock()
@@ -481,11 +378,10 @@ class Engine:
     def _tick(self) -> None:
         now = self._monotonic()
         self.attempts.tick(now)
-        self._settle_trust(now)
+        self._judging.tick(now)
         self._tell_dropped()
         if now - self._opened_at >= GOOD_S:
             self._starts.went_well()
-        self._ask_time(now)
         if not self._connected:
             self.custody.tick(now, None)
             return
@@ -494,112 +390,36 @@ class Engine:
             self._request(request)
         for report in self._outbox.due(now):
             self._link.publish(topics.up(self._device, "report"), codec.encode(report))
-        self._publish_state(now)
-        self.custody.tick(now, self._state)
-
-    def _ask_time(self, now: float) -> None:
-        """Ask what time it is when that is due; give up a connection that is for nothing else."""
-        if not self._connected and self._asking_until is None:
-            return
-        question = self.timekeeper.question()
-        if question:
-            self._request(question)
-        if self._asking_until is not None and now >= self._asking_until:
-            self._asking_until = None
-            self._link.reconnect()
-
-    def _settle_trust(self, now: float) -> None:
-        if self._judge_at is not None and now >= self._judge_at:
-            try:
-                self._judge(now)
-            except MetadataRefusedError as refusing:
-                self._refuse_metadata(refusing, now)
-        if self._wanting and self._connected and now >= self._ask_at:
-            self._request(SyncRequest(self._wanting))
-            # A fleet that lost its hub at one moment must not ask it at one moment.
-            self._ask_at = now + self._ask_again_s * (1 + _SPREAD * (2 * self._chance() - 1))
-            self._ask_again_s = min(self._ask_again_s * 2, LAST_ASK_AGAIN_S)
+        self._states.tell(now)
+        self.custody.tick(now, self._states.told)
 
     def _wait_s(self) -> float:
         now = self._monotonic()
-        times = [now + MAX_WAIT_S, self.attempts.next_at(), self._judge_at, self._asking_until]
-        times.append(self.custody.next_at(now, swearing=self._state is not None))
-        if self._unapplied is not None:
-            times.append(self._apply_at)
+        times = [
+            now + MAX_WAIT_S,
+            self.attempts.next_at(),
+            self._judging.next_at(),
+            self.custody.next_at(now, swearing=self._states.told is not None),
+        ]
         if self._connected:
-            times.append(self._ask_at if self._wanting else None)
-            times.append(self._outbox.next_at())
-            times.append(self.timekeeper.next_at())
-            times.append(self._state_at + self._config.heartbeat_s)
-            if self.attempts.downloads.wanted_blobs:
-                times.append(self._state_at + PROGRESS_S)
+            times += [self._outbox.next_at(), self._states.next_at()]
         return max(min(at for at in times if at is not None) - now, 0.0)
-
-    def _publish_state(self, now: float) -> None:
-        fresh = self.state()
-        old = self._state
-        heartbeat = now - self._state_at >= self._config.heartbeat_s
-        if old is not None and not heartbeat:
-            same = msgspec.structs.replace(fresh, sequence=old.sequence, at=old.at)
-            if same == old:
-                return
-            if _only_progressed(old, same) and now - self._state_at < PROGRESS_S:
-                return
-        self._sequence += 1
-        fresh = msgspec.structs.replace(fresh, sequence=self._sequence)
-        if self._link.publish(topics.up(self._device, "state"), codec.encode(fresh)):
-            self._state, self._state_at = fresh, now
 
     def state(self) -> State:
         """Return the state as it would be reported now. For the engine's own thread."""
-        attempts = self.attempts
-        journals = [journal for _, journal in sorted(attempts.journals.items())]
-        standing = {"primary": list[Slot](), "challenger": list[Slot]()}
-        for journal in journals:
-            slot = attempts.slot(journal)
-            if slot:
-                standing[journal.lane].append(slot)
-        return State(
-            device=self._device,
-            boot=self._starts.number,
-            sequence=self._sequence,
-            at=self._clock(),
-            agent_version=__version__,
-            board=self._profile.board,
-            runtimes=self._profile.runtimes,
-            memory_bytes=self._profile.memory_bytes,
-            assignment=self._trust.sequence,
-            serving=standing["primary"],
-            previous=[j.kept.slot for j in journals if j.kept and j.lane == "primary"],
-            attempts=attempts.summaries(),
-            challengers=standing["challenger"],
-        )
+        return self._states.current()
 
     # -- to the hub ------------------------------------------------------------------------------
 
     def _report(self, body: Result | Refusal) -> None:
         if isinstance(body, Refusal):
-            self._refuse(body.what, body.reason, body.text, body.digest)
+            self._refusals.tell(body)
         else:
             self._outbox.put(body, self._clock())
             self.custody.swear()
 
-    def _refuse(self, what: str, reason: str, text: str, digest: str = "") -> None:
-        """Report a refusal, unless the same one was reported a moment ago."""
-        now = self._monotonic()
-        key = (what, reason, digest)
-        for old in [k for k, at in self._refused.items() if now - at >= REFUSAL_QUIET_S]:
-            del self._refused[old]
-        if key in self._refused or len(self._refused) >= _MAX_REFUSALS_REMEMBERED:
-            return
-        self._refused[key] = now
-        log.warning("refused %s (%s): %s", what, reason, text)
-        self.custody.refused(what, reason)
-        try:
-            self._outbox.put(Refusal(what, reason, text[:2000], digest), self._clock())
-        except StoreError as error:
-            # What was refused stays refused, whether or not the hub hears of it.
-            log.error("%s", error)
+    def _refuse(self, what: str, reason: str, text: str) -> None:
+        self._refusals.tell(Refusal(what, reason, text))
 
     def _request(self, request: Request) -> None:
         self._link.publish(topics.up(self._device, "request"), codec.encode(request))
@@ -654,23 +474,8 @@ def _subject(topic: str) -> str:
     if topic.endswith("/down/blocks") or topic.startswith(_BLOB):
         return "artifact block"
     if topic.endswith("/down/time"):
-        return "attested time"
+        return ATTESTED_TIME
     return "message"
-
-
-def _only_progressed(old: State, new: State) -> bool:
-    """Tell whether nothing but received bytes differs."""
-    still = [
-        msgspec.structs.replace(attempt, received_bytes=0, total_bytes=0)
-        for attempt in old.attempts
-    ]
-    moved = [
-        msgspec.structs.replace(attempt, received_bytes=0, total_bytes=0)
-        for attempt in new.attempts
-    ]
-    return still == moved and msgspec.structs.replace(old, attempts=[]) == msgspec.structs.replace(
-        new, attempts=[]
-    )
 
 
 def _on_a_thread(work: Callable[[], None]) -> None:

@@ -79,7 +79,7 @@ def test_a_thief_raises_all_counts_beyond_measure(
         thief.version = 2**31
         owner, where.hub.director = where.hub.director, thief
         where.hear([where.ordering(where.hub.assignment(target, sequence=2**40))])
-        assert where.device.engine._trust.sequence == 2**40
+        assert where.device.engine.state().assignment == 2**40
         where.hub.director = owner
         owner.rotate()
         where.order(where.hub.release(good("v2"), 2))

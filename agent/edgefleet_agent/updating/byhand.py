@@ -6,14 +6,22 @@ A request names the release that it wants to leave, so a request that is carried
 agent was killed before it could remove the file) changes nothing the second time.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from edgefleet_agent import files
-from edgefleet_agent.errors import StoreError
+from edgefleet_agent.errors import StoreError, TransitionError
+
+if TYPE_CHECKING:
+    # The command line asks, and must not load what only a running agent needs.
+    from edgefleet_agent.updating.attempts import Attempts
+
+log = logging.getLogger(__name__)
 
 FOLDER = "rollback"
 _MAX_BYTES = 4096
@@ -44,12 +52,30 @@ def ask(store: Path, request: Request) -> Path:
     return path
 
 
-def pending(store: Path) -> Iterator[tuple[Path, Request]]:
-    """Yield the requests that wait; the caller removes each file when it has dealt with it.
+def heed(store: Path, attempts: "Attempts", now: float) -> None:
+    """Go back to the previous release where a person at the device asks for it.
+
+    Args:
+        store: of the agent.
+        attempts: of the running agent.
+        now: monotonic seconds.
 
     Raises:
-        StoreError: if one cannot be read; it is removed.
+        StoreError: if a request cannot be read; it is removed.
     """
+    for path, request in _pending(store):
+        journal = attempts.journals.get(request.model)
+        serving = journal.serving if journal else None
+        try:
+            if serving and serving.slot.release == request.release:
+                attempts.go_back(request.model, request.reason, now)
+        except TransitionError as error:
+            log.warning("not rolled back by hand: %s", error)
+        path.unlink()
+
+
+def _pending(store: Path) -> Iterator[tuple[Path, Request]]:
+    """Yield the requests that wait; the caller removes each file when it has dealt with it."""
     folder = store / FOLDER
     if not folder.is_dir():
         return
