@@ -234,6 +234,19 @@ def test_cells_are_short_and_readable(value: object, text: str) -> None:
     assert output.text_of(value) == text
 
 
+def test_tables_show_dates_and_no_text_that_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"at": 0.0, "closed_at": None, "used_at": 86_400, "reason": {"\x07": "\x1b[2Jgone"}}
+    output.show([row], tuple(row), json_flag=False)
+    _, cells = capsys.readouterr().out.splitlines()
+    assert cells.split() == [
+        "1970-01-01", "00:00:00", "-", "1970-01-02", "00:00:00", "\\x07=\\x1b[2Jgone"
+    ]  # fmt: skip
+    output.show(row, tuple(row), json_flag=True)
+    assert json.loads(capsys.readouterr().out) == row
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -42,8 +42,7 @@ def list_entries(
     """List decisions, newest first."""
     query = _query(since, until, actor, action, subject)
     rows = connect(ctx).get("/v1/audit", limit=limit, **query)
-    shown = rows if json_flag else [_readable(row) for row in rows]
-    output.show(shown, _COLUMNS, json_flag, empty="no decision of that kind")
+    output.show(rows, _COLUMNS, json_flag, empty="no decision of that kind")
 
 
 @app.command("show")
@@ -55,7 +54,7 @@ def show_entry(
     """Show one decision: what was, what is since, and why."""
     row = connect(ctx).get(f"/v1/audit/{number}")
     columns = (*_COLUMNS[:-1], "before", "after", "reason", "digest")
-    output.show(row if json_flag else _readable(row), columns, json_flag)
+    output.show(row, columns, json_flag)
 
 
 @app.command("export")
@@ -139,7 +138,7 @@ def verify_log(
         return
     sys.stdout.write(
         f"verified: entries {held.first} to {held.last}, {held.entries} of them in full\n"
-        f"signed: up to entry {held.signed} at {_moment(held.at)} by key {held.keyid[:12]}\n"
+        f"signed: up to entry {held.signed} at {output.moment(held.at)} by key {held.keyid[:12]}\n"
     )
     if held.last > held.signed:
         count = held.last - held.signed
@@ -163,24 +162,6 @@ def _query(
         "action": action,
         "subject": subject,
     }
-
-
-def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    shown = {name: _printable(value) for name, value in row.items()}
-    return shown | {"at": _moment(row["at"])}
-
-
-def _printable(value: Any) -> Any:
-    """Return a value whose text cannot steer the terminal: names may come from strangers."""
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
-    if isinstance(value, dict):
-        return {_printable(name): _printable(item) for name, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def home_of(ctx: typer.Context) -> Path:

@@ -5,11 +5,14 @@ Rules:
 1. Answers go to standard output, everything else (progress, warnings, errors) to standard error,
    so that `--json` output can be piped as it is.
 2. A command that did not do what it was asked for exits with one of `ExitCode`, never with 0.
+3. In tables, text cannot steer the terminal (reasons and names may come from strangers), and what
+   the API calls `at` or `…_at`, Unix seconds, is a date in UTC.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -57,7 +60,8 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except CliError as error:
-            Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+            text = printable(f"error: {error}")
+            Console(stderr=True).print(text, markup=False, soft_wrap=True)
             raise typer.Exit(int(error.code)) from error
 
 
@@ -94,13 +98,13 @@ def show(
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for key, heading in headings.items():
-            table.add_row(heading, text_of(data.get(key)))
+            table.add_row(heading, _cell(key, data.get(key)))
     elif data:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in headings.values():
             table.add_column(heading, overflow="fold")
         for row in data:
-            table.add_row(*(text_of(row.get(key)) for key in headings))
+            table.add_row(*(_cell(key, row.get(key)) for key in headings))
     else:
         console().print(empty, markup=False)
         return
@@ -120,6 +124,22 @@ def text_of(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(text_of(item) for item in value) or "-"
     return str(value)
+
+
+def moment(at: float) -> str:
+    """Return Unix seconds as a date for a person, UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def printable(text: str) -> str:
+    """Return text with everything that could steer the terminal written out, but for new lines."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, int | float) and (key == "at" or key.endswith("_at")):
+        return moment(value)
+    return printable(text_of(value))
 
 
 def _stdout() -> Console:
