@@ -322,6 +322,10 @@ def test_shipping_converts_approves_releases_and_starts_a_rollout(
     assert (version["state"], version["decision"]["by"]) == ("approved", "admin")
     assert (version["run"]["trainer"], version["run"]["state"]) == ("import", "succeeded")
     assert version["datasets"][0]["name"] == "door-sample"
+    # The job decided nothing: it is all in the name of who shipped.
+    for action in ("version.register", "version.approve", "release.create", "rollout.create"):
+        [entry] = hub_rig.http.get("/v1/audit", params={"action": action}).json()
+        assert (entry["actor"], entry["kind"]) == ("admin", "service"), action
 
 
 @pytest.mark.parametrize(
