@@ -36,7 +36,7 @@ demo: .venv/installed  ## the whole loop on 12 devices: train, push, drift, retr
 
 test: .venv/installed test-agent-alone  ## all tests; installs the Debian packages that they drive
 	scripts/system_packages.sh
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --ignore=tests/agent --ignore=tests/protocol
 
 test-agent-alone: .venv-agent/installed  ## the agent's tests where only the agent is installed
 	.venv-agent/bin/python scripts/check_agent_alone.py
