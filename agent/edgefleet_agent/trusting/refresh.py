@@ -5,15 +5,12 @@ client workflow runs in a child (`tufclient`) that ends afterwards; what came fr
 read there too. The child's answer is what it verified, and nothing else of what arrived.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-import msgspec
 from msgspec import Struct, field
 
-from edgefleet_agent.errors import StoreError
+from edgefleet_agent.trusting import child
 
 # A Raspberry Pi Zero takes some seconds to start Python and read its card. The engine waits: two
 # of these are less than the watchdog's limit of one turn.
@@ -171,19 +168,5 @@ def time_in_child(request: TimeCheck, *, timeout_s: float = CHILD_TIMEOUT_S) -> 
 
 
 def _ask(request: Request | TimeCheck, kind: type[_Answer], timeout_s: float) -> _Answer:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgefleet_agent.trusting.tufclient"],
-            input=msgspec.msgpack.encode(request),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
-        )
-        return msgspec.msgpack.decode(done.stdout, type=kind)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StoreError(f"signed metadata could not be judged: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(
-            f"signed metadata could not be judged: the child ended with code {done.returncode}"
-        ) from error
+    failed = "signed metadata could not be judged"
+    return child.ask("tufclient", request, kind, failed=failed, timeout_s=timeout_s)

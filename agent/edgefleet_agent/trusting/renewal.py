@@ -11,15 +11,12 @@ signs in a child process that ends afterwards. Rules of renewing:
 3. A hub that refuses is asked again as well, more slowly: it may be made to change its mind.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
-from edgefleet_agent.errors import StoreError
+from edgefleet_agent.trusting import child
 
 # Two exchanges with a hub far away, and a start of Python on a slow board.
 CHILD_TIMEOUT_S = 90.0
@@ -136,19 +133,5 @@ def in_child(request: Request, *, timeout_s: float = CHILD_TIMEOUT_S) -> Answer:
     Raises:
         StoreError: if the child could not be started, or ended without an answer.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgefleet_agent.trusting.keyholder"],
-            input=msgspec.msgpack.encode(request),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
-        )
-        return msgspec.msgpack.decode(done.stdout, type=Answer)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StoreError(f"the device's key could not be used: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(
-            f"the device's key could not be used: the child ended with code {done.returncode}"
-        ) from error
+    failed = "the device's key could not be used"
+    return child.ask("keyholder", request, Answer, failed=failed, timeout_s=timeout_s)
