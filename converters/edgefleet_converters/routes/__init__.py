@@ -1,0 +1,1 @@
+"""Routes: one module for each kind of model that goes in."""

@@ -1,0 +1,1 @@
+"""Steps that change a model: conversion, quantization, pruning, distillation. See `registry`."""

@@ -1,0 +1,1 @@
+"""Whether a variant is right: trials on its runtime, evidence, golden vectors."""
