@@ -95,6 +95,7 @@ class Authority:
         self._held = held
         self._clock = clock
         self._changing = threading.Lock()
+        self._issuing = threading.Lock()
         self._changes = 0
         self.freshness = freshness
 
@@ -246,16 +247,21 @@ class Authority:
     ) -> KeyPair:
         pair_path = folder / f"{file}.pem"
         key_path = folder / f"{file}.key"
-        held = self._held_pair(pair_path, key_path, subject, names)
-        if held is not None:
-            return KeyPair(pair_path, key_path, held)
-        key = ec.generate_private_key(ec.SECP256R1())
-        expires_at = self._clock() + HUB_CERTIFICATE_LIFE_S
-        certificate = self._sign(key.public_key(), subject, expires_at, usage=usage, names=names)
-        chain = b"".join(pem(one) for one in (certificate, *self._newest.links))
-        durable.write(key_path, key_pem(key), mode=durable.PRIVATE)
-        durable.write(pair_path, chain, mode=durable.PUBLIC)
-        return KeyPair(pair_path, key_path, expires_at - HUB_CERTIFICATE_LIFE_S / 2)
+        # Link and broker ask for the same pair, each in its thread: two writers at once would
+        # leave the certificate of one beside the key of the other.
+        with self._issuing:
+            held = self._held_pair(pair_path, key_path, subject, names)
+            if held is not None:
+                return KeyPair(pair_path, key_path, held)
+            key = ec.generate_private_key(ec.SECP256R1())
+            expires_at = self._clock() + HUB_CERTIFICATE_LIFE_S
+            certificate = self._sign(
+                key.public_key(), subject, expires_at, usage=usage, names=names
+            )
+            chain = b"".join(pem(one) for one in (certificate, *self._newest.links))
+            durable.write(key_path, key_pem(key), mode=durable.PRIVATE)
+            durable.write(pair_path, chain, mode=durable.PUBLIC)
+            return KeyPair(pair_path, key_path, expires_at - HUB_CERTIFICATE_LIFE_S / 2)
 
     def _held_pair(
         self,
