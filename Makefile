@@ -6,11 +6,12 @@ export UV_HTTP_TIMEOUT ?= 300
 export UV_COMPILE_BYTECODE := 1
 
 PYTHON := .venv/bin/python
-MEMBERS := protocol agent converters cloud
+MEMBERS := protocol agent converters cloud hardware-tests
+PACKAGES := $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /edgefleet_*/__init__.py,$(MEMBERS))))
 AGENT_SOURCES := $(shell find protocol agent -name '*.py' -not -path '*/build/*')
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 
-.PHONY: help demo test test-agent-alone lint bench faults conformance fuzz docs api locks clean
+.PHONY: help demo test test-agent-alone lint bench compat faults conformance fuzz docs api locks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -36,19 +37,23 @@ demo: .venv/installed  ## the whole loop on 12 devices: train, push, drift, retr
 
 test: .venv/installed test-agent-alone  ## all tests; installs the Debian packages that they drive
 	scripts/system_packages.sh
-	$(PYTHON) -m pytest --ignore=tests/agent --ignore=tests/protocol
+	$(PYTHON) -m pytest -n 2 --dist loadfile --ignore=tests/agent --ignore=tests/protocol
 
 test-agent-alone: .venv-agent/installed  ## the agent's tests where only the agent is installed
 	.venv-agent/bin/python scripts/check_agent_alone.py
-	.venv-agent/bin/python -m pytest tests/protocol tests/agent -q
+	.venv-agent/bin/python -m pytest -n 2 --dist loadfile tests/protocol tests/agent -q
 
 lint: .venv/installed  ## formatting, lint rules with the import bans, strict types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy $(foreach member,$(MEMBERS),$(member)/edgefleet_$(member)) demo
+	$(PYTHON) -m mypy $(PACKAGES) demo
 
 bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON under build/bench/
 	$(PYTHON) -m tests.bench
+
+compat: .venv/installed  ## each model of EDGEFLEET_DATA in each runtime release, also on emulated ARM (10 minutes)
+	scripts/system_packages.sh
+	PATH="$$(dirname "$$(scripts/uv.sh)"):$$PATH" .venv/bin/edgefleet-compat matrix
 
 faults: .venv/installed  ## the agent under faults: the table of cases, then 10,000 random faults (about 20 minutes)
 	$(PYTHON) -m tests.faults; cases=$$?; $(PYTHON) -m tests.faults soak && exit $$cases

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Install the Debian packages whose programs the tests drive: a second broker, a browser, a software
-# HSM, a software TPM and a clock to be set. Without root or apt the tests that need them say so and skip.
+# HSM, a software TPM, a clock to be set, emulated ARM cores, an SSH server. Without root or apt the tests that need them say so and skip.
 set -eu
 missing=""
 for pair in mosquitto:mosquitto chromium:chromium softhsm2:softhsm2-util swtpm:swtpm faketime:faketime \
+    qemu-user-static:qemu-aarch64-static debootstrap:/usr/sbin/debootstrap openssh-server:/usr/sbin/sshd \
     tpm2-tools:tpm2_createprimary tpm2-openssl:/usr/lib/x86_64-linux-gnu/ossl-modules/tpm2.so; do
     case "${pair#*:}" in
     /*) [ -e "${pair#*:}" ] || missing="$missing ${pair%%:*}" ;;

@@ -13,6 +13,7 @@ import difflib
 import os
 import platform
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -383,6 +384,10 @@ def detect_board(machine: str | None = None, model_file: Path = _DEVICE_TREE_MOD
         model = model_file.read_bytes().rstrip(b"\0").decode("utf-8", "replace")
     except OSError:
         model = ""  # not a device-tree machine
+    machine = machine or platform.machine()
+    # A 64-bit kernel may carry a 32-bit system, and with it 32-bit Python.
+    if model.startswith("Raspberry Pi") and (machine.startswith("armv") or sys.maxsize < 2**32):
+        return "rpi-32bit"
     for prefix, board in (
         ("Raspberry Pi Zero 2", "rpi-zero2w"),
         ("Raspberry Pi 3", "rpi3"),
@@ -393,7 +398,6 @@ def detect_board(machine: str | None = None, model_file: Path = _DEVICE_TREE_MOD
     ):
         if model.startswith(prefix):
             return board
-    machine = machine or platform.machine()
     return "generic-arm64" if machine in ("aarch64", "arm64") else "generic-x86_64"
 
 

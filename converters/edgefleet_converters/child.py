@@ -61,10 +61,13 @@ class ChildLimits(Struct, frozen=True):
     Attributes:
         time_s: wall time; ten minutes hold any model of the supported class several times over.
         memory_bytes: resident memory, looked at 20 times a second. TensorFlow alone takes 0.6 GiB.
+        from_report: whether the time is counted from the function's last report: for functions
+            that do a known number of things and report before each.
     """
 
     time_s: float = 600.0
     memory_bytes: int = 4 << 30
+    from_report: bool = False
 
 
 class _Failure(Struct):
@@ -100,7 +103,8 @@ def run(
     limits = limits or ChildLimits()
     with contextlib.ExitStack() as stack:
         request, answer, log = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        pickle.dump((sys.path, function, args), request)
+        pickle.dump(sys.path, request)  # by which the child finds the function
+        pickle.dump((function, args), request)
         request.seek(0)
         life_read, life_write = os.pipe()
         stack.callback(os.close, life_write)
@@ -159,13 +163,16 @@ def _watch(
     """Wait for the end of the child; kill it at a limit."""
     deadline = time.monotonic() + limits.time_s
     open_ = True
-    while process.poll() is None:
+    # What the child told last is still to be read when it has ended.
+    while process.poll() is None or (open_ and notices.poll()):
         if open_ and notices.poll(_POLL_S):
             try:
                 notice = notices.recv_bytes(_NOTICE_BYTES)
             except (EOFError, OSError):
                 open_ = False
                 continue
+            if limits.from_report:
+                deadline = time.monotonic() + limits.time_s
             if progress is not None:
                 progress(*msgspec.msgpack.decode(notice, type=tuple[float, str]))
         elif not open_:
@@ -209,7 +216,7 @@ def _answer(what: str, code: int, answer: IO[bytes], log: IO[bytes], returns: ty
     if code == 0:
         logger.debug("%s: child finished%s", what, _tail(log))
         try:
-            return msgspec.msgpack.decode(data, type=returns, dec_hook=_decode_array)
+            return msgspec.msgpack.decode(data, type=returns, dec_hook=decode_array)
         except (msgspec.DecodeError, ValueError, TypeError) as error:
             raise ChildError(f"{what}: the answer is no {returns.__name__}: {error}") from error
     failure = msgspec.msgpack.decode(data, type=_Failure)
@@ -226,7 +233,8 @@ def _tail(log: IO[bytes]) -> str:
     return "; last lines:\n" + "\n".join(lines[-_LAST_LINES:]) if lines else ""
 
 
-def _encode_array(value: object) -> object:
+def encode_array(value: object) -> object:
+    """Return an array as `[dtype, shape, bytes]`, for msgspec's `enc_hook`."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return [value.dtype.str, list(value.shape), np.ascontiguousarray(value).tobytes()]
     if isinstance(value, np.generic):
@@ -234,7 +242,8 @@ def _encode_array(value: object) -> object:
     raise NotImplementedError(f"a child cannot return a {type(value).__name__}")
 
 
-def _decode_array(kind: type[Any], value: Any) -> object:
+def decode_array(kind: type[Any], value: Any) -> object:
+    """Return the array that `encode_array` wrote, for msgspec's `dec_hook`."""
     if getattr(kind, "__origin__", kind) is not np.ndarray:
         raise NotImplementedError(f"a child cannot return a {kind}")
     dtype, shape, data = value
@@ -251,11 +260,12 @@ def _serve() -> None:
     for descriptor in (life, notice, result):
         os.set_inheritable(descriptor, False)
     _notices = Connection(notice, readable=False)
-    sys.path, function, args = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
+    sys.path = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
+    function, args = pickle.load(sys.stdin.buffer)  # noqa: S301  # likewise
     code, value = 0, None
     try:
         value = function(*args)
-        data = msgspec.msgpack.encode(value, enc_hook=_encode_array)
+        data = msgspec.msgpack.encode(value, enc_hook=encode_array)
     except MemoryError:
         code = 1
         data = msgspec.msgpack.encode(_Failure("ChildMemoryError", "out of memory"))

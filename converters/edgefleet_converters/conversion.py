@@ -1,20 +1,28 @@
 """What goes into a conversion and what comes out of it. Values only."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from edgefleet_converters.recipes.recipe import Recipe, Target, builtin
+from edgefleet_converters.verification.evidence import Evidence
+from edgefleet_converters.verification.trial import Latency
+from edgefleet_converters.verification.truth import Metric
 from edgefleet_protocol.manifest import Measured, Needs, Runtime, Signature, Task
 
-# Every variant that this release can make, in the order in which they are shown.
-VARIANTS: dict[str, Runtime] = {
-    "onnx-fp32": "onnxruntime",
-    "onnx-int8": "onnxruntime",
-    "onnx-pruned": "onnxruntime",
-    "tflite-fp32": "litert",
-    "tflite-int8": "litert",
-    "tflite-pruned": "litert",
-}
+RUNTIMES: dict[Target, Runtime] = {"onnx": "onnxruntime", "tflite": "litert"}
+# Every variant that this release can make, in the order in which they are shown: the built-in
+# recipes, and what runs each.
+VARIANTS: dict[str, Runtime] = {name: RUNTIMES[recipe.gives] for name, recipe in builtin().items()}
+# Made where none are asked for: each pays on many models and costs seconds.
+DEFAULT_VARIANTS = (
+    "onnx-fp32",
+    "onnx-int8",
+    "onnx-pruned",
+    "tflite-fp32",
+    "tflite-int8",
+    "tflite-pruned",
+)
 
 
 class Limits(Struct, frozen=True):
@@ -32,6 +40,7 @@ class Limits(Struct, frozen=True):
             purpose, so only what they get right counts: two points is what MLPerf Tiny's quality
             targets leave between reference and quantized models.
         lossy_agreement: int8 and pruned variants where there are no labels to score by.
+        peak_memory_bytes: most resident memory that a variant may add here, 0 for no limit.
     """
 
     parity: float = 1e-3
@@ -39,6 +48,7 @@ class Limits(Struct, frozen=True):
     score_drop: float = 0.01
     lossy_score_drop: float = 0.02
     lossy_agreement: float = 0.95
+    peak_memory_bytes: int = 0
 
 
 class DeviceBudget(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,19 +67,23 @@ class ConversionRequest(Struct, frozen=True):
     """One model to convert.
 
     Attributes:
-        model_path: `.skops`, `.joblib`, `.pkl`, `.pickle`, `.onnx` or `.keras`. A pickle runs
-            code when it is loaded: it is loaded only in a child process, but with your rights.
-        sample_path: CSV or Parquet of training rows. They give the reference profile and the
-            calibration; column names become the names of the features.
-        label: column of `sample_path` (and `holdout_path`) that holds the right answer.
+        model_path: a file of one of the kinds of `sources.KINDS`, or a SavedModel folder. A pickle
+            runs code when it is loaded: only in a child process, but with your rights.
+        sample_path: CSV, Parquet or `.npz` of training rows. They give the reference profile and
+            the calibration; names of columns or arrays become the names of the features.
+        label: column (or array) of `sample_path` and `holdout_path` that holds the right answer.
         holdout_path: rows that the model has not seen, for scores. None: where there is a label,
             a quarter of the sample (by `seed`) is held out.
-        variants: names out of `VARIANTS`; None for all that apply to the model.
+        variants: names out of `VARIANTS`; None for those of `DEFAULT_VARIANTS` that apply.
         classes: names of the classes in the order of the model's outputs, for formats that do not
             carry them (Keras, ONNX). None: the label's values, or 0, 1, ….
-        sparsity: share of weights that pruned variants set to zero.
+        sparsity: share of weights that pruned variants set to zero; None for the recipes' own.
         seed: of the split, the golden rows and the fine-tuning.
         budget: on the device; travels in the manifest.
+        recipes: made besides `variants`, under their own names.
+        metric: by which variants are judged; None for accuracy of classes and R² of values.
+        group: column (or array) that says which rows belong together, and are held out together.
+        score_output: output of the model that holds the scores; None to find it.
     """
 
     model_path: str
@@ -79,9 +93,13 @@ class ConversionRequest(Struct, frozen=True):
     variants: list[str] | None = None
     classes: list[str] | None = None
     limits: Limits = field(default_factory=Limits)
-    sparsity: float = 0.5
+    sparsity: float | None = None
     seed: int = 0
     budget: DeviceBudget = field(default_factory=DeviceBudget)
+    recipes: list[Recipe] = field(default_factory=list)
+    metric: Metric | None = None
+    group: str | None = None
+    score_output: str | None = None
 
 
 class Compiled(Struct, frozen=True):
@@ -92,6 +110,10 @@ class Compiled(Struct, frozen=True):
         golden: golden vectors, empty if refused.
         signature, needs, measured: as in the manifest; present if verified, and where the variant
             ran but missed a limit.
+        evidence: how it compares with the original, with intervals; present if it ran.
+        latency: distribution on the converting machine; likewise.
+        peak_bytes: most resident memory that it added there.
+        notes: what the steps found out, step → anything that JSON can hold.
     """
 
     name: str
@@ -103,6 +125,10 @@ class Compiled(Struct, frozen=True):
     signature: Signature | None = None
     needs: Needs | None = None
     measured: Measured | None = None
+    evidence: Evidence | None = None
+    latency: Latency | None = None
+    peak_bytes: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class ConversionResult(Struct, frozen=True):
@@ -113,8 +139,9 @@ class ConversionResult(Struct, frozen=True):
         classes: names in the order of the scores (classification), else empty.
         reference: bytes of the reference profile, shared by all variants.
         metrics: of the original model on held-out rows: `accuracy` and `f1` (macro), or `r2` and
-            `mae`, with `rows`; empty without a label.
-        compiled: in the order of `VARIANTS`; at least one is verified.
+            `mae`, or the metric asked for, with `rows`; empty without a label.
+        compiled: in the order of `VARIANTS`, then of the request's recipes; at least one is
+            verified.
         phases_s: phase → seconds of wall time.
     """
 

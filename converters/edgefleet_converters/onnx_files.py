@@ -1,4 +1,4 @@
-"""ONNX files: their inputs and outputs, and what they need to run. No runtime is imported."""
+"""ONNX files: their inputs and outputs. No runtime is imported."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,27 +10,17 @@ from edgefleet_converters.errors import UnsupportedError
 from edgefleet_protocol.manifest import DType, Signature, Task, Tensor
 
 # Oldest format that reaches every device of the supported range: onnx's own defaults (IR 14,
-# opset 28) load in no ONNX Runtime. Opset 18 and IR 8 load from 1.14 on; 1.15 is the oldest
-# release that was probed.
+# opset 28) load in no ONNX Runtime. These load in every release of which there are tables
+# (`compatibility`).
 OPSET, IR_VERSION, ML_OPSET = 18, 8, 3
 
-# ONNX Runtime release → highest opset, IR version and ai.onnx.ml opset, found by loading and
-# running models in each release.
-_RUNTIMES = [
-    ("1.15", 19, 9, 3),
-    ("1.17", 20, 9, 4),
-    ("1.18", 21, 10, 5),
-    ("1.21", 22, 10, 5),
-    ("1.23", 23, 11, 5),
-    ("1.24", 25, 13, 5),
-    ("1.25", 26, 13, 5),
-]
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _DTYPES: dict[int, DType] = {
+    onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.DOUBLE: "float64",
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT16: "int16",
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.UINT8: "uint8",
     onnx.TensorProto.BOOL: "bool",
@@ -47,27 +37,6 @@ class Ports(Struct, frozen=True):
     score_output: str
 
 
-def runtime_min(model: Any) -> str:
-    """Return the oldest ONNX Runtime that loads a model.
-
-    Args:
-        model: `onnx.ModelProto`.
-
-    Raises:
-        UnsupportedError: if no release up to 1.31 does.
-    """
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    opset = max(versions.get("", 0), versions.get("ai.onnx", 0))
-    ml = versions.get("ai.onnx.ml", 0)
-    for release, highest, highest_ir, highest_ml in _RUNTIMES:
-        if opset <= highest and model.ir_version <= highest_ir and ml <= highest_ml:
-            return release
-    raise UnsupportedError(
-        f"opset {opset}, IR {model.ir_version}, ai.onnx.ml {ml}: no ONNX Runtime up to 1.31 loads"
-        f" it; export with opset {OPSET} and IR {IR_VERSION}"
-    )
-
-
 def unknown_operators(model: Any) -> list[str]:
     """Return the operators of the standard domains that ONNX does not define.
 
@@ -82,31 +51,19 @@ def unknown_operators(model: Any) -> list[str]:
     return sorted(found)
 
 
-def quantizable(model: Any) -> bool:
-    """Return whether a graph holds a layer with constant weights that int8 makes smaller."""
-    constant = {tensor.name for tensor in model.graph.initializer}
-    constant |= {
-        out for node in model.graph.node if node.op_type == "Constant" for out in node.output
-    }
-    # Exporters put a cast or reshape between the weights and the layer.
-    for node in model.graph.node:
-        if node.input and all(name in constant for name in node.input if name):
-            constant |= set(node.output)
-    return any(
-        node.op_type in _WEIGHTED and any(name in constant for name in node.input)
-        for node in model.graph.node
-    )
-
-
-def ports(model: Any) -> Ports:
+def ports(model: Any, score_output: str | None = None) -> Ports:
     """Find inputs, and which output is the label and which the score.
 
     The label is an int64, int32 or string output with one value a row. The score is the float
-    output with one row of values for each row; if there are several, one named like `prob…` or
-    `score…`, else the last. Sequences and maps (skl2onnx's ZipMap) are not read.
+    output with the rows first; if there are several, one named like `prob…` or `score…`, else the
+    last. Sequences and maps (skl2onnx's ZipMap) are not read.
+
+    Args:
+        model: `onnx.ModelProto`. A first size that is fixed is a batch of that many rows.
+        score_output: name of the score, where a person gave it.
 
     Raises:
-        UnsupportedError: no score, or a shape that is not fixed beyond the batch.
+        UnsupportedError: no such score, or an input without rows.
     """
     constant = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(info) for info in model.graph.input if info.name not in constant]
@@ -116,10 +73,13 @@ def ports(model: Any) -> Ports:
         for tensor in outputs
         if tensor.dtype in ("int64", "int32", "string") and tensor.shape[1:] in ([], [1])
     ]
-    floats = [t.name for t in outputs if t.dtype in ("float32", "float64")]
+    floats = [t.name for t in outputs if t.dtype in ("float16", "float32", "float64")]
+    if score_output is not None:
+        floats = [name for name in floats if name == score_output]
     if not floats:
+        wanted = "no output" if score_output is None else f"no output {score_output!r}"
         raise UnsupportedError(
-            "no output holds scores as a float tensor with the batch first"
+            f"{wanted} holds scores as a float tensor with the batch first"
             f" (outputs: {', '.join(info.name for info in model.graph.output)}); export class"
             " probabilities as a tensor (skl2onnx: zipmap=False)"
         )
@@ -145,7 +105,7 @@ def signature(
     ]
     outputs = [
         Tensor(tensor.name, tensor.dtype, [None, width])
-        if tensor.name == found.score_output
+        if tensor.name == found.score_output and len(tensor.shape) <= 2
         else tensor
         for tensor in found.outputs
     ]
@@ -165,16 +125,9 @@ def _tensor(info: Any) -> Tensor:
     if not info.type.HasField("tensor_type") or tensor.elem_type not in _DTYPES:
         raise UnsupportedError(f"input {info.name!r} is no tensor of numbers or text")
     sizes = [_size(dim) for dim in tensor.shape.dim]
-    if not sizes or sizes[0] is not None:
-        raise UnsupportedError(
-            f"input {info.name!r} has the shape {sizes}; expected a first size that is free (the"
-            " batch)"
-        )
-    if any(size is None for size in sizes[1:]):
-        raise UnsupportedError(
-            f"input {info.name!r} has the shape {sizes}; expected fixed sizes after the batch"
-        )
-    return Tensor(info.name, _DTYPES[tensor.elem_type], sizes)
+    if not sizes:
+        raise UnsupportedError(f"input {info.name!r} has no sizes; expected rows (the batch) first")
+    return Tensor(info.name, _DTYPES[tensor.elem_type], [None, *sizes[1:]])
 
 
 def _size(dim: Any) -> int | None:

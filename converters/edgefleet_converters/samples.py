@@ -36,14 +36,32 @@ class Samples:
 
     def take(self, index: NDArray[np.int64] | slice) -> "Samples":
         """Return the samples at `index`."""
-        table = self.table
-        if table is not None and isinstance(index, slice):
-            index = np.arange(len(table))[index]
+        if isinstance(index, slice):
+            index = np.arange(len(self))[index]
         return Samples(
             self.source,
-            None if table is None or isinstance(index, slice) else table.take(index),
+            None if self.table is None else self.table.take(index),
             {name: values[index] for name, values in self.tensors.items()},
         )
+
+    def below(self, other: "Samples") -> "Samples":
+        """Return these samples and then those of `other`, which has all their columns or tensors.
+
+        Raises:
+            BadInputError: if it has not, or of another shape.
+        """
+        source = f"{self.source} and {other.source}"
+        if self.table is not None and other.table is not None:
+            return Samples(source, self.table.below(other.table), {})
+        shapes = {name: values.shape[1:] for name, values in self.tensors.items()}
+        others = {name: values.shape[1:] for name, values in other.tensors.items()}
+        if shapes != others or not shapes:
+            raise BadInputError(
+                f"{other.source}: has the arrays {others or 'of a table'};"
+                f" {self.source} has {shapes or 'a table'}"
+            )
+        tensors = {n: np.concatenate([v, other.tensors[n]]) for n, v in self.tensors.items()}
+        return Samples(source, None, tensors)
 
     def bind(self, signature: Signature) -> Tensors:
         """Return the input tensors of a model, by its own names, in its dtypes.

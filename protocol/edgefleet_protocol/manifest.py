@@ -68,7 +68,7 @@ class File(Struct, frozen=True):
     transfer: Transfer
 
 
-class Tensor(Struct, frozen=True):
+class Tensor(Struct, frozen=True, omit_defaults=True):
     """An input or output of the model.
 
     Attributes:
@@ -77,12 +77,15 @@ class Tensor(Struct, frozen=True):
         columns: names of the features that fill this input, in order, row-major. Empty for an
             output, and for an input that is no row of features (a picture, a spectrogram, a state):
             of that, its `SUMMARIES` are counted.
+        counted_as: under what name they are, so that variants whose files name an input
+            differently share one reference profile; empty for `name`.
     """
 
     name: Label
     dtype: DType
     shape: Annotated[list[int | None], Meta(max_length=8)]
     columns: Annotated[list[Label], Meta(max_length=4096)] = field(default_factory=list)
+    counted_as: Label = ""
 
 
 class Signature(Struct, frozen=True, omit_defaults=True):
@@ -123,7 +126,8 @@ class Signature(Struct, frozen=True, omit_defaults=True):
         return [
             name
             for tensor in self.inputs
-            for name in tensor.columns or [f"{tensor.name}.{word}" for word in SUMMARIES]
+            for name in tensor.columns
+            or [f"{tensor.counted_as or tensor.name}.{word}" for word in SUMMARIES]
         ]
 
 
@@ -132,6 +136,9 @@ class Needs(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         runtime: by its family name; `runtime_min` is the lowest version that loads the file.
+        alternatives: other runtimes that run the file, by the names under which devices report
+            them → lowest version of each. `tflite-runtime` is one to `litert`: its versions count
+            on their own (2.14 is older than LiteRT 1.0).
         memory_bytes: resident memory the model adds, measured at conversion.
         boards: empty for any.
         max_latency_us: budget of one row, by the median of a trial on the device; 0 for none.
@@ -144,6 +151,7 @@ class Needs(Struct, frozen=True, omit_defaults=True):
     boards: Annotated[list[Name], Meta(max_length=64)] = field(default_factory=list)
     max_latency_us: Count = 0
     max_memory_bytes: Count = 0
+    alternatives: Annotated[dict[Name, Name], Meta(max_length=8)] = field(default_factory=dict)
 
 
 class Measured(Struct, frozen=True, omit_defaults=True):

@@ -54,6 +54,20 @@ class Slot(Struct, frozen=True, omit_defaults=True):
     manifest: Digest
 
 
+class Tried(Struct, frozen=True, omit_defaults=True):
+    """What a device measured in its trial of a candidate, before any decision to serve it.
+
+    Attributes:
+        latency_us: of one row.
+        memory_bytes: resident memory that loading and running it added at its highest.
+        provider: what computed, in the runtime's words.
+    """
+
+    latency_us: Annotated[float, Meta(ge=0)]
+    memory_bytes: Count
+    provider: Text = ""
+
+
 class Attempt(Struct, frozen=True, omit_defaults=True):
     """The newest update attempt for one model.
 
@@ -62,6 +76,7 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
         received_bytes: of `total_bytes`, what of the bundle has arrived so far.
         reason: why it ended as it did, or what it waits for.
         lane: whether it is about the release that answers, or about a challenger beside it.
+        tried: figures of its trial; None until it was tried, or by an agent that does not say.
     """
 
     number: Count
@@ -73,6 +88,7 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     received_bytes: Count = 0
     total_bytes: Count = 0
     lane: Lane = "primary"
+    tried: Tried | None = None
 
 
 class State(Struct, frozen=True, omit_defaults=True):

@@ -179,6 +179,7 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
         ("Raspberry Pi 4 Model B Rev 1.5\0", "aarch64", "rpi4"),
         ("Raspberry Pi 5 Model B Rev 1.0\0", "aarch64", "rpi5"),
         ("Raspberry Pi Zero 2 W Rev 1.0\0", "aarch64", "rpi-zero2w"),
+        ("Raspberry Pi 3 Model B Rev 1.2\0", "armv7l", "rpi-32bit"),
         ("NVIDIA Jetson Nano Developer Kit\0", "aarch64", "jetson-nano"),
         ("NVIDIA Jetson Orin Nano Developer Kit\0", "aarch64", "jetson-orin-nano"),
         ("Some Other Board\0", "aarch64", "generic-arm64"),

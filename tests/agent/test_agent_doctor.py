@@ -144,6 +144,11 @@ def test_a_clock_that_was_never_set_is_the_first_suspect(year: int) -> None:
         ([Runtime("litert", "", needed_by=["m"]), Runtime("onnxruntime", "1")], "error", "by m"),
         ([Runtime("litert", "2", "no libedge")], "warning", "cannot be imported: no libedge"),
         ([Runtime("litert", "2", "no libedge", ["m"])], "error", "cannot be imported: no libedge"),
+        (
+            [Runtime("litert", "2.14", "no libedge", [], "tflite-runtime")],
+            "warning",
+            "tflite-runtime 2.14 cannot be imported",
+        ),
         ([Runtime("litert"), Runtime("onnxruntime")], "error", "no inference runtime"),
     ],
 )

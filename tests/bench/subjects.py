@@ -3,7 +3,7 @@
 | subject | model | learned on | judged on |
 |---|---|---|---|
 | digits-cnn | trained here on scikit-learn's digits | 1,257 | 540 |
-| kws | MLPerf Tiny, float TFLite | 200 of its recordings | the other 800 |
+| kws | MLPerf Tiny, TFLite, weights made float32 again | 200 recordings | the other 800 |
 | resnet8 | MLPerf Tiny, Keras | 1,000 cuttings of scikit-learn's two photographs | 200 pictures |
 | ad01 | MLPerf Tiny, float TFLite | 30 normal recordings | 218 others |
 | occupancy-forest, occupancy-mlp | trained here | datatraining | datatest |
@@ -23,7 +23,11 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefleet_converters import child
+from edgefleet_converters import child, opening
+from edgefleet_converters.conversion import ConversionRequest
+from edgefleet_converters.recipes import workshop
+from edgefleet_converters.recipes.recipe import Recipe, StepCall
+from edgefleet_converters.steps.registry import Model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,13 +111,25 @@ def _kws(folder: Path) -> Subject:
     labels = np.array([int(Path(name).stem.rsplit("_", 1)[1]) for name in names])
     order = np.random.default_rng(0).permutation(len(labels))
     learned, judged = order[:200], order[200:]
+    sample = _save(folder / "kws-train.npz", features[learned], labels[learned])
+    model = folder / "kws.tflite"
+    model.write_bytes(_float32(_TINY / "kws_ref_model_float32.tflite", sample))
     return Subject(
         "kws",
-        _TINY / "kws_ref_model_float32.tflite",
-        _save(folder / "kws-train.npz", features[learned], labels[learned]),
+        model,
+        sample,
         _save(folder / "kws-test.npz", features[judged], labels[judged]),
         peer_int8=int8,
     )
+
+
+def _float32(model: Path, sample: Path) -> bytes:
+    """Return a TFLite file with all of its weights in float32."""
+    prepared = opening.prepare(ConversionRequest(str(model), str(sample), "label"))
+    recipe = Recipe("float32", "weights in float32", "tflite", [StepCall("tflite-float")])
+    made = workshop.make(prepared.opened.bases, [recipe], prepared.context)["float32"]
+    assert isinstance(made, Model), made
+    return made.data
 
 
 def _resnet8(folder: Path) -> Subject:

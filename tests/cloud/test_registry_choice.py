@@ -32,6 +32,18 @@ def test_nothing_fits_a_device_without_a_runtime() -> None:
     assert rank([candidate("onnx-fp32")], DeviceProfile("rpi4", {}, 1 << 30)) == []
 
 
+def test_a_device_with_tflite_runtime_only_gets_what_is_known_to_run_there() -> None:
+    old = DeviceProfile("rpi-32bit", {"tflite-runtime": "2.14.0"}, 1 << 30)
+    measured = Measured(0.0, 1.0, 1.0, 0.9, 100)
+    known = Needs("litert", "1.0", alternatives={"tflite-runtime": "2.14"})
+    candidates = [
+        Candidate("tflite-dynamic", Needs("litert", "2.0"), measured, 1),
+        Candidate("tflite-int8", known, measured, 100),
+    ]
+    assert rank(candidates, old) == ["tflite-int8"]
+    assert rank(candidates, BOTH) == ["tflite-dynamic", "tflite-int8"]
+
+
 @pytest.mark.parametrize(
     ("score", "first"), [(0.90, "fast"), (0.89, "fast"), (0.8899, "exact"), (None, "exact")]
 )

@@ -40,10 +40,10 @@ def test_settings_of_a_hub_are_not_in_the_childs_environment(
 
 
 def test_a_struct_comes_back_as_a_struct(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
+    path = tmp_path / "model.pkl"
     path.write_bytes(b"abc")
     found = child.run("looking", sources.recognise, path, returns=ModelFile)
-    assert found == ModelFile(str(path), "onnx", 3)
+    assert found == ModelFile(str(path), "pickle", 3)
 
 
 def test_arrays_come_back_with_type_and_shape() -> None:

@@ -65,14 +65,14 @@ def test_graphs_that_differ_only_in_names_and_order_of_weights_become_equal() ->
 
 
 def test_a_value_of_the_model_that_looks_like_a_new_name_is_not_taken() -> None:
-    node = helper.make_node("Neg", ["v2"], ["inner"])
+    node = helper.make_node("Neg", ["b"], ["inner"])
     graph = helper.make_graph(
-        [node, helper.make_node("Abs", ["inner"], ["v3"])],
+        [node, helper.make_node("Abs", ["inner"], ["c"])],
         "g",
-        [helper.make_tensor_value_info("v2", TensorProto.FLOAT, [None])],
-        [helper.make_tensor_value_info("v3", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, [None])],
     )
     model = helper.make_model(graph)
     rename_by_place(model)
-    assert list(model.graph.node[0].output) == ["v3_"]
-    assert list(model.graph.node[1].input) == ["v3_"]
+    assert list(model.graph.node[0].output) == ["c_"]
+    assert list(model.graph.node[1].input) == ["c_"]

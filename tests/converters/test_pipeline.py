@@ -1,11 +1,15 @@
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import skops.io
+from msgspec import structs
+from onnx import TensorProto, helper, numpy_helper
 from sklearn import datasets
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -15,17 +19,19 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from edgefleet_converters import bundles, child, pipeline, verify
+from edgefleet_converters import bundles, compiling, onnx_files, pipeline
+from edgefleet_converters.compatibility.facts import Facts
 from edgefleet_converters.conversion import ConversionRequest, DeviceBudget, Limits
 from edgefleet_converters.errors import (
     BadInputError,
     ChildCrashedError,
-    ChildError,
     NothingVerifiedError,
     UnsupportedError,
 )
-from edgefleet_converters.exports import Export, Made
 from edgefleet_converters.pipeline import ConversionResult, convert, write_bundle
+from edgefleet_converters.recipes.recipe import Recipe, StepCall
+from edgefleet_converters.steps.registry import Model
+from edgefleet_converters.verification import trial
 from edgefleet_protocol import manifest, sketch
 from edgefleet_protocol.manifest import Lineage, Signature, Tensor
 
@@ -81,8 +87,8 @@ def test_a_pipeline_with_text_goes_through_to_a_bundle_that_verifies(
             ("names", OneHotEncoder(handle_unknown="ignore"), ["site", "maker"]),
         ]
     )
-    model = make_pipeline(columns, LogisticRegression()).fit(features, factory["service"])
-    skops.io.dump(model, tmp_path / "service.skops")
+    fitted = make_pipeline(columns, LogisticRegression()).fit(features, factory["service"])
+    skops.io.dump(fitted, tmp_path / "service.skops")
     sample = save_table(factory, "sample.csv")
     result = convert(ConversionRequest(str(tmp_path / "service.skops"), sample, "service"))
     assert states(result)["onnx-fp32"] == "verified"
@@ -96,8 +102,8 @@ def test_a_pipeline_with_text_goes_through_to_a_bundle_that_verifies(
     bundles.save(bundle, tmp_path / "bundle")
     read = bundles.load(tmp_path / "bundle")
     assert read == bundle
-    made = Made(read.unpack("model"), read.manifest.signature, read.manifest.needs.runtime_min)
-    assert verify.golden_faults("onnxruntime", made, read.unpack("golden")) == []
+    model = Model("onnx", read.unpack("model"), read.manifest.signature)
+    assert trial.golden_faults("onnxruntime", model, read.unpack("golden")) == []
 
 
 def test_a_small_network_gets_an_int8_variant(save_model: SaveModel, save_table: SaveTable) -> None:
@@ -122,7 +128,8 @@ def test_a_small_network_gets_an_int8_variant(save_model: SaveModel, save_table:
     float32, int8, tflite = result.compiled
     assert result.metrics["rows"] == len(held)
     assert len(int8.model) < len(float32.model)
-    assert tflite.reason == "is made from Keras models only; this is pickle"
+    wanted = "is made from keras or savedmodel or tflite; this model comes as onnx"
+    assert tflite.reason == wanted
     assert sketch.decode_profile(result.reference).rows == 1300
 
 
@@ -180,10 +187,103 @@ def test_a_variant_over_its_limit_is_refused_and_so_is_the_model(
     assert set(caught.value.refusals) == {"onnx-fp32", "onnx-int8"}
 
 
+def two_inputs(path: Path) -> str:
+    """Write a model that adds up a picture and a state, with the picture as its second input."""
+    made = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Flatten", ["in:1"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "w"], ["seen"]),
+                helper.make_node("MatMul", ["in:0", "v"], ["known"]),
+                helper.make_node("Add", ["seen", "known"], ["sum"]),
+                helper.make_node("Softmax", ["sum"], ["p"]),
+            ],
+            "g",
+            [
+                helper.make_tensor_value_info("in:0", TensorProto.FLOAT, ["n", 2]),
+                helper.make_tensor_value_info("in:1", TensorProto.FLOAT, ["n", 4, 4, 1]),
+            ],
+            [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 2])],
+            [
+                numpy_helper.from_array(
+                    np.linspace(-1, 1, 32, dtype=np.float32).reshape(16, 2), "w"
+                ),
+                numpy_helper.from_array(np.array([[2, -2], [1, 0]], np.float32), "v"),
+            ],
+        ),
+        ir_version=onnx_files.IR_VERSION,
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    onnx.save(made, path)
+    return str(path)
+
+
+def test_tensors_with_groups_go_through_to_bundles_that_share_one_profile(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    state, picture = rng.normal(size=(400, 2)), rng.random((400, 4, 4, 1))
+    label = (state[:, 0] < rng.normal(0.2, 0.5, 400)).astype(int)
+    np.savez(
+        tmp_path / "s.npz",
+        state=state,
+        picture=picture,
+        label=label,
+        group=np.repeat(np.arange(80), 5),
+    )
+    own = Recipe("small", "Tidy.", "onnx", [StepCall("onnx-optimize")])
+    request = ConversionRequest(
+        two_inputs(tmp_path / "two.onnx"),
+        str(tmp_path / "s.npz"),
+        variants=["onnx-fp32"],
+        recipes=[own],
+        metric="auc",
+    )
+    result = convert(request)
+    assert states(result) == {"onnx-fp32": "verified", "small": "verified"}
+    assert result.columns == []
+    assert set(result.metrics) == {"auc", "rows"}
+    profile = sketch.decode_profile(result.reference)
+    names = [feature.name for feature in profile.features]
+    words = ("mean", "std", "min", "max")
+    assert names == [f"{name}.{word}" for name in ("state", "picture") for word in words]
+    assert profile.rows == 300
+    for compiled in result.verified:
+        assert compiled.signature is not None
+        assert compiled.signature.features == names
+        assert compiled.evidence is not None
+        assert (compiled.evidence.metric, compiled.evidence.units) == ("auc", 20)
+        bundle = write_bundle(
+            compiled, result.reference, model="two", version="1", lineage=Lineage()
+        )
+        model = Model("onnx", bundle.unpack("model"), bundle.manifest.signature)
+        assert trial.golden_faults("onnxruntime", model, bundle.unpack("golden")) == []
+
+
+def test_recipes_of_one_name_are_refused(save_model: SaveModel, save_table: SaveTable) -> None:
+    own = Recipe("onnx-int8", "Another.", "onnx", [])
+    model, sample = save_model({}, "m.joblib"), save_table(wine(), "wine.csv")
+    with pytest.raises(BadInputError, match="two recipes are called onnx-int8; give another name"):
+        convert(ConversionRequest(model, sample, recipes=[own]))
+
+
+def test_a_given_sparsity_goes_to_the_steps_that_ask_for_one() -> None:
+    request = ConversionRequest("m.keras", "s.csv", variants=["onnx-fp32", "onnx-pruned"])
+    usual = pipeline._recipes(request)
+    more = pipeline._recipes(structs.replace(request, sparsity=0.8))
+    assert [recipe.name for recipe in more] == ["onnx-fp32", "onnx-pruned"]
+    assert usual[1].steps[0].options == {"sparsity": 0.5}
+    assert more[1].steps[0].options == {"sparsity": 0.8}
+    assert more[0] == usual[0]
+
+
+def test_a_variant_that_no_table_knows_needs_the_release_that_ran_it() -> None:
+    unknown = Facts("onnx", 0, unreadable="nobody knows")
+    assert compiling._oldest_runtime("onnx", unknown) == metadata.version("onnxruntime")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": ["onnx-fp16"]}, "unknown variants onnx-fp16; expected some of onnx-fp32"),
+        ({"variants": ["onnx-fp8"]}, "unknown variants onnx-fp8; expected some of onnx-fp32"),
         ({"variants": []}, r"unknown variants \(none given\)"),
         ({"sparsity": 1.0}, "sparsity 1.0: expected a share between 0 and 1"),
         ({"label": "missing"}, "no column 'missing'"),
@@ -237,51 +337,6 @@ def test_a_pickle_that_kills_its_process_is_an_error_here(
         convert(ConversionRequest(model, sample, "target"))
 
 
-def test_a_variant_that_crashes_the_exporter_is_left_out(
-    save_table: SaveTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Calibrating some recurrent models kills TensorFlow; the other variants still come."""
-    attempts: list[list[str]] = []
-
-    def crash_at_int8(what: str, function: object, *args: Any, **kwargs: Any) -> Export:
-        options = args[3]
-        attempts.append(list(options.variants))
-        for name in options.variants:
-            kwargs["progress"](0.5, name)
-            if name == "tflite-int8":
-                raise ChildCrashedError("the process was killed by SIGSEGV")
-        return Export("regression", ["a"], [], np.zeros((4, 1)), {})
-
-    monkeypatch.setattr(child, "run", crash_at_int8)
-    export = _export_of_keras(save_table, tmp_path)
-    assert attempts == [
-        ["onnx-fp32", "tflite-fp32", "tflite-int8", "onnx-pruned", "tflite-pruned"],
-        ["onnx-fp32", "tflite-fp32", "onnx-pruned", "tflite-pruned"],
-    ]
-    assert export.refused == {
-        "tflite-int8": "the converter failed: the process was killed by SIGSEGV"
-    }
-
-
-def test_an_exporter_that_crashes_before_any_variant_ends_the_conversion(
-    save_table: SaveTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*args: object, **kwargs: object) -> Export:
-        raise ChildCrashedError("killed")
-
-    monkeypatch.setattr(child, "run", crash)
-    with pytest.raises(ChildError, match="killed"):
-        _export_of_keras(save_table, tmp_path)
-
-
-def _export_of_keras(save_table: SaveTable, tmp_path: Path) -> Export:
-    sample = save_table(pd.DataFrame({"a": [1.0, 2, 3, 4]}), "s.csv")
-    request = ConversionRequest("m.keras", sample)
-    file = pipeline.sources.ModelFile("m.keras", "keras", 1)
-    work = pipeline._Work(request, file, lambda fraction, text: None)
-    return pipeline._export(work, pipeline.rows_of.read(request))
-
-
 def test_a_refused_variant_makes_no_bundle() -> None:
     refused = pipeline.Compiled("onnx-int8", "onnxruntime", "refused", "too far off")
     with pytest.raises(ValueError, match="onnx-int8 is not verified: too far off"):
@@ -327,8 +382,8 @@ def test_a_flipped_byte_in_a_blob_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("broken_inputs/trunc50_keypoint.onnx", BadInputError, "truncated, or no ONNX model"),
-        ("broken_inputs/ov_external_file_not_found.onnx", UnsupportedError, "lie in other files"),
+        ("broken_inputs/trunc50_keypoint.onnx", BadInputError, "truncated, damaged, or no .onnx"),
+        ("broken_inputs/ov_external_file_not_found.onnx", BadInputError, "lies in another file"),
         ("broken_inputs/lfs_pointer_maskrcnn.onnx", BadInputError, "git-LFS pointer"),
         ("gesture_onnx/keypoint_classifier.onnx", UnsupportedError, "no output holds scores"),
     ],

@@ -25,13 +25,60 @@ def load(path: Path) -> Any:
     return sources.load_estimator(sources.recognise(path))
 
 
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+# ModelProto: IR version 8, and a graph of two bytes.
+ONNX = b"\x08\x08\x3a\x02\x0a\x00"
+TFLITE = b"\x08\x00\x00\x00TFL3" + bytes(8)
+HDF5 = b"\x89HDF\r\n\x1a\n rest"
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("m.joblib", "pickle"), ("m.pkl", "pickle"), ("m.PICKLE", "pickle"), ("m.onnx", "onnx")],
+    ("name", "content", "kind"),
+    [
+        ("m.joblib", b"\x80\x04abc", "pickle"),
+        ("m.PICKLE", b"\x80\x04abc", "pickle"),
+        ("m.skops", zipped("schema.json"), "skops"),
+        ("m.onnx", ONNX, "onnx"),
+        ("model.bin", ONNX, "onnx"),
+        ("m.tflite", TFLITE, "tflite"),
+        ("m.h5", HDF5, "keras"),
+        ("m.hdf5", HDF5, "keras"),
+        ("m.keras", zipped("config.json", "metadata.json", "model.weights.h5"), "keras"),
+        ("m.zip", zipped("export/saved_model.pb", "export/variables/x"), "savedmodel"),
+        ("m.tar.gz", b"\x1f\x8b rest", "savedmodel"),
+        ("m.pt2", zipped("m/archive_format", "m/models/model.json"), "torch"),
+        ("m.pt", zipped("m/data.pkl", "m/constants.pkl", "m/code/net.py"), "torch"),
+        ("m.json", b'{"learner": {}}', "xgboost"),
+        ("m.ubj", b"{L\x00", "xgboost"),
+        ("m.txt", b"tree\nversion=v4\n", "lightgbm"),
+    ],
 )
-def test_a_kind_is_known_by_its_suffix(tmp_path: Path, name: str, kind: str) -> None:
-    (tmp_path / name).write_bytes(b"\x80\x04abc")
-    assert sources.recognise(tmp_path / name).kind == kind
+def test_a_kind_is_known_by_its_content(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert sources.recognise(tmp_path / name) == sources.ModelFile(
+        str(tmp_path / name), kind, len(content)
+    )
+
+
+def test_a_savedmodel_is_known_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"abc")
+    assert sources.recognise(tmp_path) == sources.ModelFile(str(tmp_path), "savedmodel", 3)
+
+
+@pytest.mark.parametrize("cut", range(len(ONNX)))
+def test_a_cut_onnx_file_is_refused(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "m.onnx").write_bytes(ONNX[:cut])
+    with pytest.raises(BadInputError, match=r"truncated, damaged|the file is empty"):
+        sources.recognise(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -39,11 +86,16 @@ def test_a_kind_is_known_by_its_suffix(tmp_path: Path, name: str, kind: str) -> 
     [
         ("m.onnx", b"", "the file is empty"),
         ("m.onnx", b"version https://git-lfs.github.com/spec/v1\noid", "git-LFS pointer"),
-        ("m.tflite", b"\x1c\x00\x00\x00TFL3", r"expected a model file ending in .skops"),
-        ("m.h5", b"\x89HDF\r\n\x1a\n rest", "model.save"),
-        ("m.keras", b"\x89HDF\r\n\x1a\n rest", "not a whole zip archive"),
+        ("m.onnx", TFLITE, "does not fit the suffix .onnx: it is tflite"),
+        ("m.tflite", b"\x1c\x00\x00\x00TFL3", "truncated, damaged, or no .tflite file"),
+        ("m.keras", HDF5[:6], "truncated, damaged, or no .keras file"),
         ("m.skops", b"PK\x03\x04 cut off", "not a whole zip archive"),
-        ("m.pkl", b"PK\x03\x04 a zip", "does not fit the suffix"),
+        ("m.pkl", zipped("schema.json"), "does not fit the suffix .pkl: it is skops"),
+        ("m.zip", zipped("readme"), "a zip archive, but of no model"),
+        ("m.pt", zipped("m/data.pkl", "m/data/0"), r"only torch.load reads .*torch.export.save"),
+        ("m.pth", b"\x80\x02\x8a\x0a", "only torch.load reads"),
+        ("m.txt", b"hello", "truncated, damaged, or no .txt file"),
+        ("m.bin", b"hello", "expected a model file ending in .skops"),
     ],
 )
 def test_files_that_are_no_models_are_refused(
@@ -78,7 +130,7 @@ def test_skops_with_types_that_are_not_trusted_is_refused_with_their_names(tmp_p
 def test_a_zip_that_is_no_skops_file_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.skops", "w") as archive:
         archive.writestr("readme", "hello")
-    with pytest.raises(BadInputError, match="cannot be read as skops"):
+    with pytest.raises(BadInputError, match="a zip archive, but of no model"):
         load(tmp_path / "m.skops")
 
 
@@ -136,7 +188,8 @@ def test_a_pickle_whose_code_raises_is_an_error_not_a_crash(tmp_path: Path) -> N
     [
         ("lfs_pointer_maskrcnn.onnx", "git-LFS pointer"),
         ("made_zero_length.onnx", "the file is empty"),
-        ("tf_issue_115308_8bytes.tflite", "expected a model file"),
+        ("tf_issue_115308_8bytes.tflite", "truncated, damaged, or no .tflite file"),
+        ("trunc50_keypoint.onnx", "truncated, damaged, or no .onnx file"),
     ],
 )
 def test_broken_files_of_other_projects_are_refused(

@@ -1,5 +1,6 @@
 """Rows to tensors, golden vectors, and which device takes which variant."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -130,3 +131,48 @@ def test_a_misfit_is_named(device: profiles.DeviceProfile, needs: Needs, text: s
 def test_versions_compare_by_number() -> None:
     device = profiles.DeviceProfile("rpi4", {"onnxruntime": "1.9"}, 1024)
     assert profiles.misfits(Needs("onnxruntime", "1.10"), device) != []
+
+
+LITE = Needs("litert", "1.1", alternatives={"tflite-runtime": "2.14"})
+
+
+def lite_device(**runtimes: str) -> profiles.DeviceProfile:
+    named = {name.replace("_", "-"): version for name, version in runtimes.items()}
+    return profiles.DeviceProfile("rpi4", named, 1024)
+
+
+@pytest.mark.parametrize("runtimes", [{"litert": "1.1.2"}, {"tflite_runtime": "2.14.0"}])
+def test_each_runtime_of_a_family_is_held_to_its_own_lowest_version(
+    runtimes: dict[str, str],
+) -> None:
+    assert profiles.misfits(LITE, lite_device(**runtimes)) == []
+
+
+@pytest.mark.parametrize(
+    ("needs", "runtimes", "text"),
+    [
+        (Needs("litert", "2.0"), {"tflite_runtime": "2.14.0"},
+         "needs runtime litert; the device has tflite-runtime 2.14.0"),
+        (LITE, {"tflite_runtime": "2.13.9"},
+         "needs tflite-runtime >= 2.14; the device has 2.13.9"),
+        (LITE, {"litert": "1.0.9"}, "needs litert >= 1.1; the device has 1.0.9"),
+        (LITE, {"onnxruntime": "1.31"},
+         "needs runtime litert or tflite-runtime; the device has onnxruntime 1.31"),
+    ],
+)  # fmt: skip
+def test_a_version_of_tflite_runtime_is_never_taken_for_one_of_litert(
+    needs: Needs, runtimes: dict[str, str], text: str
+) -> None:
+    assert profiles.misfits(needs, lite_device(**runtimes)) == [text]
+
+
+def test_a_manifest_from_before_there_were_alternatives_is_read() -> None:
+    old = msgspec.json.decode(b'{"runtime": "litert", "runtime_min": "2.0"}', type=Needs)
+    assert old == Needs("litert", "2.0", alternatives={})
+    assert msgspec.json.encode(old) == b'{"runtime":"litert","runtime_min":"2.0"}'
+
+
+@pytest.mark.parametrize("name", ["litert", "tflite-runtime"])
+def test_a_device_serves_the_family_by_any_of_its_runtimes(name: str) -> None:
+    assert profiles.serves("litert", {name: "0"})
+    assert not profiles.serves("onnxruntime", {name: "0"})

@@ -13,6 +13,7 @@ import typer
 from edgefleet_agent.cli import _parser as agent_parser
 from edgefleet_cloud.cli import app as hub_app
 from edgefleet_converters.cli import app as converter_app
+from edgefleet_hardware.cli import app as compat_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +85,11 @@ def test_a_command_that_the_guides_show_is_one_that_there_is(line: str) -> None:
         agent_parser().parse_args(words)
         return
     command = typer.main.get_command(
-        {"edgefleet": hub_app, "edgefleet-convert": converter_app}[name]
+        {
+            "edgefleet": hub_app,
+            "edgefleet-convert": converter_app,
+            "edgefleet-compat": compat_app,
+        }[name]
     )
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]

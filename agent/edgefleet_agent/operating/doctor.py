@@ -263,12 +263,12 @@ def _network(endpoints: list[Endpoint], proxy: list[str]) -> Iterator[Finding]:
 def _runtime(runtime: Runtime) -> Iterator[Finding]:
     users = ", ".join(runtime.needed_by)
     if runtime.version and not runtime.broken:
-        yield Finding("ok", "runtimes", f"{runtime.family} {runtime.version}")
+        yield Finding("ok", "runtimes", runtime.title)
     elif runtime.version:
         yield Finding(
             "error" if users else "warning",
             "runtimes",
-            f"{runtime.family} {runtime.version} cannot be imported: {runtime.broken}",
+            f"{runtime.title} cannot be imported: {runtime.broken}",
             f"reinstall it for this board and Python{'; needed by ' + users if users else ''}",
         )
     elif users:

@@ -82,12 +82,19 @@ class Runtime(Struct, frozen=True):
         version: empty if it is not installed.
         broken: why its import fails.
         needed_by: models of this device.
+        name: of what is installed for the family; empty stands for the family's own.
     """
 
     family: str
     version: str = ""
     broken: str = ""
     needed_by: list[str] = []
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and version of what is installed."""
+        return f"{self.name or self.family} {self.version}"
 
 
 class Machine(Struct, frozen=True):

@@ -25,7 +25,9 @@ from edgefleet_agent.errors import ConfigError, EnrolmentError, StoreError
 from edgefleet_agent.operating import facts, health, offline
 from edgefleet_agent.server import address
 from edgefleet_agent.trusting import identity
+from edgefleet_protocol import profiles
 from edgefleet_protocol.errors import ProtocolError
+from edgefleet_protocol.manifest import Runtime
 
 CONNECT_TIMEOUT_S = 5.0
 # A server that refuses a client certificate says so after the handshake of TLS 1.3.
@@ -34,7 +36,10 @@ IMPORT_TIMEOUT_S = 30.0
 SYSTEMD_TIMEOUT_S = 3.0
 UNIT = "edgefleet-agent.service"
 _PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-_MODULES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime")}
+_MODULES: dict[Runtime, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "litert": ("ai_edge_litert", "tflite_runtime"),
+}
 
 
 def look(
@@ -272,9 +277,11 @@ def _runtimes(config: Config, needs: Mapping[str, list[str]]) -> list[facts.Runt
     installed = runtimes.available(config.runtimes)
     found = []
     for family, modules in _MODULES.items():
-        version = installed.get(family, "")
-        broken = import_fault(modules) if version else ""
-        found.append(facts.Runtime(family, version, broken, needs.get(family, [])))
+        # Of each family one is reported, under a name of its own.
+        name = next((one for one in profiles.FAMILIES[family] if one in installed), "")
+        broken = import_fault(modules) if name else ""
+        users = needs.get(family, [])
+        found.append(facts.Runtime(family, installed.get(name, ""), broken, users, name))
     return found
 
 

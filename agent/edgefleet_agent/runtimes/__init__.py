@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgefleet_agent.errors import InferenceError, ModelError
 from edgefleet_agent.runtimes.execution import How
 from edgefleet_protocol.manifest import Manifest, Runtime, Signature
+from edgefleet_protocol.profiles import TFLITE_RUNTIME
 
 Scores = NDArray[np.float32]
 Given = Mapping[str, NDArray[np.generic]]
@@ -22,11 +23,14 @@ Outputs = dict[str, NDArray[np.generic]]
 # From a row `(n_columns,)` to its scores; raises InferenceError.
 RowCall = Callable[[NDArray[np.float64]], list[float]]
 
-# family → (module, distribution), the preferred one first. tflite-runtime has the same interface
-# and is what 32-bit ARM has.
-_PACKAGES: dict[Runtime, list[tuple[str, str]]] = {
-    "onnxruntime": [("onnxruntime", "onnxruntime")],
-    "litert": [("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")],
+# family → (name in reports, module, distribution), the preferred one first. tflite-runtime has the
+# same interface and is what 32-bit ARM has; its versions are its own, so it is reported as itself.
+_PACKAGES: dict[Runtime, list[tuple[str, str, str]]] = {
+    "onnxruntime": [("onnxruntime", "onnxruntime", "onnxruntime")],
+    "litert": [
+        ("litert", "ai_edge_litert", "ai-edge-litert"),
+        (TFLITE_RUNTIME, "tflite_runtime", "tflite-runtime"),
+    ],
 }
 
 
@@ -73,14 +77,18 @@ class CallsRows(Protocol):
 
 
 def available(allowed: Collection[str] | None = None) -> dict[str, str]:
-    """Return family → version of the runtimes that are installed and allowed."""
+    """Return name in reports → version of the runtimes that are installed.
+
+    Args:
+        allowed: families; None for all.
+    """
     found: dict[str, str] = {}
     for family, packages in _PACKAGES.items():
         if allowed is not None and family not in allowed:
             continue
-        for module, distribution in packages:
+        for name, module, distribution in packages:
             if util.find_spec(module) is not None:
-                found[family] = _version(module, distribution)
+                found[name] = _version(module, distribution)
                 break
     return found
 

@@ -28,6 +28,7 @@ from edgefleet_agent.runtimes import (
     refusals,
 )
 from edgefleet_agent.runtimes.execution import How, threads_for
+from edgefleet_protocol import quantized
 from edgefleet_protocol.manifest import Signature, Tensor
 
 try:
@@ -55,19 +56,11 @@ class _Port:
 
     def quantize(self, tensor: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return floats as the integers that the model takes; integers as they are."""
-        if not self.scale or tensor.dtype.kind != "f":
-            return tensor
-        limits = np.iinfo(self.dtype)
-        steps = np.rint(tensor.astype(np.float32) / self.scale) + self._zero
-        inside = np.clip(np.nan_to_num(steps), limits.min, limits.max)
-        quantized: NDArray[np.generic] = inside.astype(self.dtype)
-        return quantized
+        return quantized.quantize(tensor, self.dtype, self.scale, self._zero)
 
     def dequantize(self, output: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the numbers that quantized integers stand for; anything else as it is."""
-        if not self.scale:
-            return output
-        return (output.astype(np.float32) - np.float32(self._zero)) * np.float32(self.scale)
+        return quantized.dequantize(output, self.scale, self._zero)
 
     def check(self, tensor: Tensor) -> None:
         """Refuse an input that is not what the manifest says.

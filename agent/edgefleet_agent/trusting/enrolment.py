@@ -63,7 +63,7 @@ class Machine(Struct, frozen=True):
     """What a device says of itself.
 
     Attributes:
-        runtimes: family → version, as installed.
+        runtimes: name → version, as installed (`profiles`).
         memory_bytes: of the machine.
     """
 

@@ -323,6 +323,11 @@ class Attempts:
         key = done.token.key
         if done.refusal:
             self._around.report(done.refusal)
+        journal = self.journals[key]
+        if done.tried and journal.attempt:
+            # Written with the step that follows from it.
+            attempt = structs.replace(journal.attempt, tried=done.tried)
+            self.journals[key] = structs.replace(journal, attempt=attempt)
         if done.token.task is Task.ACTIVATE:
             reason = f"cannot serve in this process: {done.reason}"
             self._moves.move(key, Event.FAULTY, reason, now)

@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from edgefleet_protocol.manifest import Runtime
-from edgefleet_protocol.messages import FINAL_STEPS, Count, Lane, Slot, Step
+from edgefleet_protocol.messages import FINAL_STEPS, Count, Lane, Slot, Step, Tried
 from edgefleet_protocol.trust import Role, SamplePolicy
 
 FORMAT = 1
@@ -82,6 +82,7 @@ class Try(Struct, frozen=True):
         fetched_bytes: received for this attempt.
         total_bytes: to be received, 0 while the manifest is not there.
         reported: its result is in the outbox.
+        tried: figures of its trial, for the hub.
     """
 
     number: Count
@@ -94,6 +95,7 @@ class Try(Struct, frozen=True):
     fetched_bytes: Count = 0
     total_bytes: Count = 0
     reported: bool = False
+    tried: Tried | None = None
 
     @property
     def is_final(self) -> bool:

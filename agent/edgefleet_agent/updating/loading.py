@@ -15,6 +15,7 @@ from edgefleet_agent.inference.sketching import ClosedWindow, Recorder
 from edgefleet_agent.runtimes import execution
 from edgefleet_agent.updating import verification
 from edgefleet_agent.updating.journal import Installed, Order
+from edgefleet_protocol import profiles
 from edgefleet_protocol.manifest import Manifest, Signature
 from edgefleet_protocol.profiles import DeviceProfile
 from edgefleet_protocol.trust import SamplePolicy
@@ -78,7 +79,7 @@ class Loader:
                 raise StoreError(f"damaged on disk: {', '.join(bad)}")
         reference = bundle.file("reference")
         profile = verification.read_reference(bundle, self._slots.read(reference))
-        if bundle.needs.runtime not in self._device.runtimes:
+        if not profiles.serves(bundle.needs.runtime, self._device.runtimes):
             raise ModelError(f"runtime {bundle.needs.runtime} is not installed or not allowed")
         model = self._slots.path(bundle.file("model").digest)
         session = runtimes.load_bundle(bundle, model, self.how)

@@ -16,6 +16,7 @@ from edgefleet_agent.updating.journal import Assigned, Installed
 from edgefleet_agent.updating.loading import Loader
 from edgefleet_agent.updating.update import Event
 from edgefleet_agent.updating.work import Done, Token, Work
+from edgefleet_protocol.messages import Tried
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,11 @@ class Steps:
             self._loader.how,
         )
         verdict = self._try_candidate(request, lambda: _is_cancelled(heed))
+        tried = None
+        if verdict.latency_us:  # else it was refused before anything was measured
+            tried = Tried(verdict.latency_us, verdict.memory_bytes, verdict.provider)
         if verdict.faults:
-            return Done(token, Event.REFUSED, "; ".join(verdict.faults))
+            return Done(token, Event.REFUSED, "; ".join(verdict.faults), tried=tried)
         log.info(
             "trial of %s release %d passed: %.0f us a row on %s, %d bytes",
             token.key,
@@ -106,7 +110,7 @@ class Steps:
             verdict.provider,
             verdict.memory_bytes,
         )
-        return Done(token, Event.PASSED)
+        return Done(token, Event.PASSED, tried=tried)
 
     def _activate(self, target: Assigned, token: Token, heed: Heed) -> Done:
         served, bundle = self._loader.load(Installed(target.slot, target.order), heed)

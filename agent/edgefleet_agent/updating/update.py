@@ -310,6 +310,7 @@ def summary(attempt: Try) -> Attempt:
         received,
         attempt.total_bytes,
         attempt.target.order.lane,
+        attempt.tried,
     )
 
 

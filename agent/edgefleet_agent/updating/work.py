@@ -23,7 +23,7 @@ from edgefleet_agent.errors import AgentError, CancelledError
 from edgefleet_agent.inference.serving import Served
 from edgefleet_agent.updating.update import Event
 from edgefleet_protocol.errors import ProtocolError, RefusedError
-from edgefleet_protocol.messages import Refusal, Slot, Step
+from edgefleet_protocol.messages import Refusal, Slot, Step, Tried
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Done(Struct, frozen=True):
 
     Attributes:
         max_latency_us: budget of one row of what was loaded, 0 for none.
+        tried: figures of a trial.
     """
 
     token: Token
@@ -79,6 +80,7 @@ class Done(Struct, frozen=True):
     served: Served | None = None
     max_latency_us: int = 0
     opened: Opened | None = None
+    tried: Tried | None = None
 
     def discard(self) -> None:
         """Let go of what nobody waits for any more."""

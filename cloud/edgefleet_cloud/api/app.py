@@ -10,6 +10,7 @@ from edgefleet_cloud import __version__
 from edgefleet_cloud.api import (
     approvals,
     audit,
+    bundles,
     challenges,
     datasets,
     devices,
@@ -129,6 +130,7 @@ def describe() -> FastAPI:
         models.router,
         jobs.router,
         ship.router,
+        bundles.router,
         # Before the devices, whose `/{device_id}` would take `/expected` for a device.
         identity.router,
         devices.router,

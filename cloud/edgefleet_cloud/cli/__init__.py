@@ -13,6 +13,7 @@ from edgefleet_cloud.cli import (
     approvals,
     audit,
     broker,
+    bundles,
     challenges,
     datasets,
     devices,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("ship")(ship.ship)
+app.command("import")(bundles.hand_in)
 app.command("train")(training.train)
 app.command("verify")(verify.verify)
 app.command("login")(people.login)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edgefleet_cloud.cli import datasets, jobs, output, rollouts
-from edgefleet_cloud.cli.client import connect
+from edgefleet_cloud.cli.client import Client, connect
 from edgefleet_cloud.cli.output import CliError, ExitCode, JsonFlag
 from edgefleet_converters.errors import BadInputError
 from edgefleet_converters.sources import PICKLE_WARNING, recognise
@@ -66,7 +66,12 @@ def ship(
     if not wait:
         output.show(begun, ("job", "model", "version", "devices"), json_flag)
         return
-    result = jobs.follow(client, begun["job"])["result"]
+    arrive(client, begun["job"], json_flag)
+
+
+def arrive(client: Client, job: int, json_flag: bool) -> None:
+    """Follow a job that ships what it makes until the devices have it; exits 1 if they do not."""
+    result = jobs.follow(client, job)["result"]
     if "approval" in result:
         output.show(result, ("model", "version", "approval"), json_flag)
         raise CliError(

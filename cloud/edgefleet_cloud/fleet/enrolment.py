@@ -45,7 +45,7 @@ class EnrolmentRequest:
         device: the id that the token names.
         secret: from the token.
         csr: certificate signing request, PEM.
-        runtimes: family → version.
+        runtimes: name → version, as the device has them.
         memory_bytes: of the machine.
         anchor: public key in the device's TPM or token (SubjectPublicKeyInfo, DER); empty if the
             key of the request is the only one.

@@ -49,6 +49,10 @@ def check_state(state: State) -> None:
     _bytes("state", [state.memory_bytes])
     for attempt in state.attempts:
         _bytes("state", [attempt.received_bytes, attempt.total_bytes])
+        if attempt.tried is not None:
+            _bytes("state", [attempt.tried.memory_bytes])
+            if not isfinite(attempt.tried.latency_us):
+                raise MalformedError("state: the latency of a trial must be a finite number")
     _moment("state", state.at)
     _texts("state", msgspec.to_builtins(state))
 

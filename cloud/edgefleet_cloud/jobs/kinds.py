@@ -37,6 +37,12 @@ KINDS = {
         finish="edgefleet_cloud.training.outcome:finish",
         fail="edgefleet_cloud.training.outcome:fail",
     ),
+    # Bundles that were made elsewhere: verify, register, and if asked release and roll out.
+    "register_bundles": Kind(
+        work="edgefleet_cloud.training.work:take_bundles",
+        finish="edgefleet_cloud.training.outcome:finish",
+        fail="edgefleet_cloud.training.outcome:fail",
+    ),
     "train": _TRAIN,
     # As `train`, and its result holds how the champion does on the same hold-out rows.
     "retrain": _TRAIN,

@@ -24,6 +24,7 @@ from edgefleet_converters import answers, runners
 from edgefleet_converters.tables import Table
 from edgefleet_protocol import manifest
 from edgefleet_protocol.manifest import Manifest
+from edgefleet_protocol.rows import bind
 
 
 class Comparison(Struct, frozen=True):
@@ -105,7 +106,7 @@ def _gains(
     model = manifest.unpack_file(file, store.read(file.transfer.digest))
     runner = runners.load(bundle.needs.runtime, model, signature)
     rows = table.select(signature.columns).rows()
-    scores = runners.scores(runner, signature, rows)
+    scores = runners.scores(runner, bind(signature, rows))
     if signature.task == "classification":
         truth = answers.class_indices(table.column(label), signature.classes).astype(np.float64)
         right = (scores.argmax(axis=1) == truth).astype(np.float64)

@@ -156,26 +156,12 @@ def start_import(session: Session, request: ImportRequest, now: float) -> Job:
     sample = _dataset(session, request.sample)
     check_filename(request.filename)
     check_variants(request.variants)
-    if request.ship is not None and request.ship.strategy not in STRATEGIES:
-        raise InvalidError(
-            f"strategy {request.ship.strategy!r}: expected one of {', '.join(STRATEGIES)}"
-        )
+    _check_strategy(request.ship)
     version = registry.reserve(session, request.model)
-    run = Run(
-        model=request.model,
-        trainer="import",
-        dataset=sample.digest,
-        parameters={"file": request.filename},
-        seed=request.seed,
-        code="",
-        environment={},
-        started_by=acting.now().name,
-        artifact=request.artifact,
-        state="running",
-        created_at=now,
+    run = _import_run(
+        session, request.model, request.artifact, now, parameters={"file": request.filename}
     )
-    session.add(run)
-    session.flush()
+    run.dataset, run.seed = sample.digest, request.seed
     arguments = {
         "run_id": run.id,
         "version": version,
@@ -192,6 +178,40 @@ def start_import(session: Session, request: ImportRequest, now: float) -> Job:
         "ship": msgspec.to_builtins(request.ship),
     }
     audit.record(session, "run.import", f"{request.model} {version}", now, after=after)
+    return job
+
+
+def start_bundles(
+    session: Session, model: str, archive: str, ship: Shipment | None, now: float
+) -> Job:
+    """Begin to take in bundles that were made elsewhere, and queue the job (`register_bundles`).
+
+    The job's result is that of `start_import`.
+
+    Args:
+        session: in a write transaction.
+        model: its name here.
+        archive: digest of the archive in the store, see `edgefleet_converters.bundle_archive`.
+        ship: what happens to the version then; None to leave it registered.
+        now: Unix seconds.
+
+    Raises:
+        InvalidError: if the strategy is not known.
+    """
+    _check_strategy(ship)
+    version = registry.reserve(session, model)
+    run = _import_run(session, model, archive, now, parameters={})
+    shipment = msgspec.to_builtins(ship)
+    arguments = {
+        "run_id": run.id,
+        "model": model,
+        "version": version,
+        "archive": archive,
+        "ship": shipment,
+    }
+    job = jobs.submit(session, "register_bundles", arguments, now)
+    after = {"run": run.id, "job": job.id, "artifact": archive, "ship": shipment}
+    audit.record(session, "run.import", f"{model} {version}", now, after=after)
     return job
 
 
@@ -247,6 +267,31 @@ def _dataset(session: Session, digest: str) -> Dataset:
     if dataset is None:
         raise NotFoundError("dataset", digest)
     return dataset
+
+
+def _check_strategy(ship: Shipment | None) -> None:
+    if ship is not None and ship.strategy not in STRATEGIES:
+        raise InvalidError(f"strategy {ship.strategy!r}: expected one of {', '.join(STRATEGIES)}")
+
+
+def _import_run(
+    session: Session, model: str, artifact: str, now: float, *, parameters: Json
+) -> Run:
+    run = Run(
+        model=model,
+        trainer="import",
+        parameters=parameters,
+        seed=0,
+        code="",
+        environment={},
+        started_by=acting.now().name,
+        artifact=artifact,
+        state="running",
+        created_at=now,
+    )
+    session.add(run)
+    session.flush()
+    return run
 
 
 def _run(session: Session, request: TrainRequest, now: float) -> Run:

@@ -1,4 +1,4 @@
-"""What the jobs `train`, `retrain` and `convert_and_register` do in their own process.
+"""What the jobs that make versions do in their own process.
 
 Training and conversion are one job: a fitted model that no device can run is of no use. Nothing
 here touches the database; `outcome` takes the result in.
@@ -17,10 +17,12 @@ from edgefleet_cloud import __version__
 from edgefleet_cloud.datasets import content
 from edgefleet_cloud.jobs.kinds import load
 from edgefleet_cloud.jobs.worker import Context
+from edgefleet_cloud.registry import handed_in
 from edgefleet_cloud.registry.registration import Registration, store_result
 from edgefleet_cloud.training.comparison import Comparison, compare
 from edgefleet_cloud.training.trainers import TRAINERS
 from edgefleet_cloud.values import Json
+from edgefleet_converters import bundle_archive
 from edgefleet_converters.conversion import DeviceBudget
 from edgefleet_converters.pipeline import ConversionRequest, ConversionResult
 from edgefleet_converters.pipeline import convert as run_conversion
@@ -51,6 +53,21 @@ class ConvertArguments(Struct, forbid_unknown_fields=True):
     seed: int
     ship: Json | None = None
     budget: DeviceBudget = field(default_factory=DeviceBudget)
+
+
+class HandedInArguments(Struct, forbid_unknown_fields=True):
+    """Arguments of `register_bundles`.
+
+    Attributes:
+        archive: digest of the archive of bundles.
+        ship: `training.service.Shipment` as JSON; used when the job is finished.
+    """
+
+    run_id: int
+    model: str
+    version: str
+    archive: str
+    ship: Json | None = None
 
 
 class TrainArguments(Struct, forbid_unknown_fields=True):
@@ -120,6 +137,16 @@ def convert(context: Context, **arguments: Any) -> Json:
         given.run_id, given.artifact, result.metrics, _environment(), registration, result.phases_s
     )
     return _json(answer)
+
+
+def take_bundles(context: Context, **arguments: Any) -> Json:
+    """Verify bundles that were made elsewhere, and keep them."""
+    given = msgspec.convert(arguments, HandedInArguments)
+    folders = bundle_archive.unpack(context.store.path(given.archive), context.folder)
+    registration = handed_in.take_in(
+        context.store, folders, model=given.model, version=given.version, run_id=given.run_id
+    )
+    return _json(Result(given.run_id, given.archive, {}, _environment(), registration, {}))
 
 
 def train(context: Context, **arguments: Any) -> Json:

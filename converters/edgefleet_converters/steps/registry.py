@@ -95,6 +95,8 @@ class Step:
         gives: format of the result.
         options: struct of its options, every one with a default and its limits.
         reference: paper or documentation that describes the method.
+        exact: whether the model answers as before, up to float32 rounding. Recipes of exact steps
+            alone are held to parity, all others to what they get right.
         run: the function; its docstring's first line is the step's summary.
     """
 
@@ -103,6 +105,7 @@ class Step:
     gives: Format
     options: type[Struct]
     reference: str
+    exact: bool
     run: Run
 
     @property
@@ -132,6 +135,7 @@ def step(
     takes: Format | tuple[Format, ...],
     gives: Format,
     reference: str,
+    exact: bool = False,
     options: type[Options] = NoOptions,  # type: ignore[assignment]  # a default of a type variable
 ) -> Callable[
     [Callable[[Model, Options, Context], Model]], Callable[[Model, Options, Context], Model]
@@ -144,7 +148,7 @@ def step(
         if name in _steps:
             raise ValueError(f"two steps are called {name}")
         formats: tuple[Format, ...] = (takes,) if isinstance(takes, str) else takes
-        _steps[name] = Step(name, formats, gives, options, reference, run)
+        _steps[name] = Step(name, formats, gives, options, reference, exact, run)
         return run
 
     return register

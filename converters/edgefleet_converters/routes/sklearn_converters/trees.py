@@ -1,0 +1,165 @@
+"""Trees of scikit-learn, read into the one form of forests: HistGradientBoosting, leaf indices.
+
+Rows are float64 to it, whatever they came as. Its trees split numbers at float64 thresholds, and
+native categories by bit sets over codes that an encoder of its own gives; that encoder moves the
+categorical columns to the front. References: scikit-learn's `_predictor.pyx` (`_predict_one_from_
+raw_data`) and `HistGradientBoosting._preprocess_X`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomTreesEmbedding,
+)
+
+from edgefleet_converters.errors import UnsupportedError
+from edgefleet_converters.routes.sklearn_converters.forests import Forest, Split, Tree, write
+from edgefleet_converters.routes.sklearn_converters.graph import (
+    Graph,
+    classifies,
+    regresses,
+    transforms,
+)
+
+
+@regresses(HistGradientBoostingRegressor)
+def regressor(graph: Graph, model: Any, X: str) -> str:
+    """Sum of leaves, through the inverse link of the loss (exp for poisson and gamma)."""
+    raw = _raw(graph, model, X)
+    return graph.op("Exp", raw) if model.loss in ("poisson", "gamma") else raw
+
+
+@classifies(HistGradientBoostingClassifier)
+def classifier(graph: Graph, model: Any, X: str) -> str:
+    """Sum of leaves for each class; sigmoid of the only one, or softmax."""
+    raw = _raw(graph, model, X)
+    if len(model.classes_) > 2:
+        return graph.op("Softmax", raw, axis=1)
+    return graph.concat([graph.op("Sigmoid", graph.op("Neg", raw)), graph.op("Sigmoid", raw)])
+
+
+def _raw(graph: Graph, model: Any, X: str) -> str:
+    forest = read(model)
+    return write(graph, forest, _encoded(graph, model, X), model.n_features_in_)
+
+
+def read(model: Any) -> Forest:
+    """Return the trees of a fitted HistGradientBoosting model, with encoded categories."""
+    known_bits, position = _known_categories(model)
+    splits: list[Split] = []
+    trees = []
+    for group in model._predictors:
+        for target, predictor in enumerate(group):
+            nodes = predictor.nodes
+            leaf = nodes["is_leaf"].astype(bool)
+            by_category = nodes["is_categorical"].astype(bool) & ~leaf
+            threshold = nodes["num_threshold"].astype(np.float64).copy()
+            for at in np.flatnonzero(by_category):
+                node = nodes[at]
+                feature = int(node["feature_idx"])
+                missing_left = bool(node["missing_go_to_left"])
+                threshold[at] = len(splits)
+                splits.append(
+                    Split(
+                        feature,
+                        _codes(predictor.raw_left_cat_bitsets[node["bitset_idx"]]),
+                        _codes(known_bits[position[feature]]),
+                        unknown_left=missing_left,
+                        missing_left=missing_left,
+                    )
+                )
+            trees.append(
+                Tree(
+                    np.where(leaf, -1, nodes["feature_idx"]).astype(np.int64),
+                    threshold,
+                    nodes["left"].astype(np.int64),
+                    nodes["right"].astype(np.int64),
+                    nodes["missing_go_to_left"].astype(bool),
+                    by_category,
+                    nodes["value"].astype(np.float64),
+                    target,
+                )
+            )
+    return Forest(trees, np.ravel(model._baseline_prediction).astype(np.float64), splits=splits)
+
+
+def _known_categories(model: Any) -> tuple[Any, Any]:
+    if model.is_categorical_ is None:
+        return [], []
+    bits, position = model._bin_mapper.make_known_categories_bitsets()
+    return bits, position
+
+
+def _codes(bits: NDArray[np.uint32]) -> frozenset[int]:
+    """Return the members of a set of 256 bits in eight words."""
+    return frozenset(
+        32 * word + bit for word, value in enumerate(bits) for bit in range(32) if value >> bit & 1
+    )
+
+
+def _encoded(graph: Graph, model: Any, X: str) -> str:
+    """Return the columns as the trees see them: categories first, as codes, then numbers."""
+    encoder = getattr(model, "_preprocessor", None)
+    if encoder is None:
+        return X
+    categorical = np.flatnonzero(model.is_categorical_)
+    numbers = np.flatnonzero(~np.asarray(model.is_categorical_))
+    columns = []
+    for at, values in zip(
+        categorical, encoder.named_transformers_["encoder"].categories_, strict=True
+    ):
+        columns.append(_code_column(graph, graph.columns(X, [at]), np.asarray(values)))
+    if len(numbers):
+        columns.append(graph.columns(X, numbers))
+    return graph.concat(columns)
+
+
+def _code_column(graph: Graph, column: str, values: NDArray[Any]) -> str:
+    """Return the code of each category: its place in the encoder's list, NaN where it has none."""
+    if values.dtype.kind not in "fiub":
+        raise UnsupportedError(
+            "its categories are text, which share no input with numbers; put an OrdinalEncoder"
+            " before it, in a pipeline"
+        )
+    known = [float(value) for value in values if not np.isnan(value)]
+    if [float(np.float32(value)) for value in known] != known:
+        raise UnsupportedError(f"its categories are no float32 numbers: {known[:5]}")
+    codes = graph.ml(
+        "LabelEncoder",
+        graph.cast(column, np.float32),
+        keys_floats=known,
+        values_floats=[float(code) for code in range(len(known))],
+        default_float=float("nan"),
+    )
+    return graph.cast(codes)
+
+
+@transforms(RandomTreesEmbedding)
+def random_trees_embedding(graph: Graph, model: Any, X: str) -> str:
+    """One column for each leaf, 1 for those in which a row ends."""
+    start = 0
+    trees = []
+    for estimator, leaves in zip(
+        model.estimators_, model.one_hot_encoder_.categories_, strict=True
+    ):
+        tree = estimator.tree_
+        place = start + np.searchsorted(leaves, np.arange(tree.node_count))
+        start += len(leaves)
+        leaf = tree.children_left < 0
+        trees.append(
+            Tree(
+                np.where(leaf, -1, tree.feature).astype(np.int64),
+                tree.threshold.astype(np.float64),
+                tree.children_left.astype(np.int64),
+                tree.children_right.astype(np.int64),
+                tree.missing_go_to_left.astype(bool),
+                np.zeros(tree.node_count, bool),
+                np.ones(tree.node_count),
+                place.astype(np.int64),
+            )
+        )
+    return write(graph, Forest(trees, np.zeros(start), float64=False), X, model.n_features_in_)

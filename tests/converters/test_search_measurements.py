@@ -1,0 +1,148 @@
+"""Medians, ratios of times, and figures from boards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgefleet_converters.errors import BadInputError
+from edgefleet_converters.searching import measurements, timing
+from edgefleet_converters.searching.candidates import Distribution
+from edgefleet_converters.searching.measurements import MeasuredModel, MeasurementFile, Run
+from edgefleet_converters.searching.medians import of_median
+from edgefleet_converters.verification.evidence import Interval
+from tests.converters.search_values import digest
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    # Ranks out of tables of the sign test for 95 % (Conover, table A3).
+    [(5, 1, 5), (8, 1, 8), (9, 2, 8), (12, 3, 10), (20, 6, 15), (60, 22, 39)],
+)
+def test_the_interval_of_a_median_lies_between_known_ranks(count: int, low: int, high: int) -> None:
+    values = [float(value) for value in range(1, count + 1)]
+    assert of_median(values) == Interval((count + 1) / 2, low, high)
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200), st.floats(0.5, 0.999))
+def test_the_median_lies_in_its_interval_and_more_confidence_never_narrows_it(
+    values: list[float], confidence: float
+) -> None:
+    found = of_median(values, confidence)
+    assert min(values) <= found.low <= found.point <= found.high <= max(values)
+    surer = of_median(values, min(0.9999, confidence + 0.05))
+    assert surer.low <= found.low
+    assert surer.high >= found.high
+
+
+def test_a_ratio_is_taken_within_each_block_so_that_a_slow_second_cancels_out() -> None:
+    own = [2.0, 20.0, 2.0, 2.0, 20.0, 2.0, 2.0, 2.0]
+    other = [1.0, 10.0, 1.0, 1.0, 10.0, 1.0, 1.0, 1.0]
+    assert timing.ratio(own, other) == Interval(2.0, 2.0, 2.0)
+
+
+class _World:
+    """A clock that moves only while something runs, and remembers who ran."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ran: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def call(self, name: str, seconds: float) -> Callable[[], object]:
+        def run() -> None:
+            self.now += seconds
+            self.ran.append(name)
+
+        return run
+
+
+def test_blocks_alternate_and_every_call_gets_one_time_for_each_block() -> None:
+    world = _World()
+    own, other = timing.alternate([world.call("a", 0.0009), world.call("b", 0.004)], world.clock)
+    assert len(own) == len(other) == 60
+    assert own == pytest.approx([0.0009] * 60)
+    assert other == pytest.approx([0.004] * 60)
+    # After warming up and one run each to size the blocks: two runs of a, one of b; then turned.
+    assert world.ran[12:18] == ["a", "a", "b", "b", "a", "a"]
+
+
+def test_a_slow_model_is_timed_in_few_blocks() -> None:
+    world = _World()
+    own, _ = timing.alternate([world.call("a", 1.0), world.call("b", 1.0)], world.clock)
+    assert len(own) == 10
+
+
+def _model(name: str, p50: float | None, **others: object) -> MeasuredModel:
+    latency = None if p50 is None else Distribution(p50, p50, p50)
+    return MeasuredModel(digest(name), name, latency_us=latency, **others)  # type: ignore[arg-type]  # test values
+
+
+def _file(*models: MeasuredModel, board: str = "rpi4") -> MeasurementFile:
+    return MeasurementFile([Run(board, "onnxruntime", "1.18.1", list(models))])
+
+
+def test_medians_without_single_times_are_uncertain_by_the_noise_of_unpaired_runs() -> None:
+    found = measurements.on_board([_file(_model("a", 50.0), _model("b", 100.0))], "rpi4")
+    assert found[digest("a")].against(digest("b"), 0.95) == Interval(0.5, 0.475, 0.525)
+
+
+def test_single_times_give_an_interval_of_their_own() -> None:
+    noisy = [80.0, 90.0, 100.0, 110.0, 120.0, 130.0, 140.0, 150.0, 160.0]
+    models = _model("a", 120.0, samples_us=noisy), _model("b", 100.0, samples_us=[100.0] * 9)
+    found = measurements.on_board([_file(*models)], "rpi4")
+    assert found[digest("a")].against(digest("b"), 0.95) == Interval(1.2, 0.9, 1.5)
+
+
+def test_models_of_different_runs_are_not_compared() -> None:
+    files = [_file(_model("a", 50.0)), _file(_model("b", 100.0))]
+    found = measurements.on_board(files, "rpi4")
+    assert found[digest("a")].against(digest("b"), 0.95) is None
+
+
+def test_what_was_not_timed_is_not_compared() -> None:
+    found = measurements.on_board([_file(_model("a", None), _model("b", 1.0))], "rpi4")
+    assert found[digest("a")].against(digest("b"), 0.95) is None
+    assert found[digest("b")].against(digest("a"), 0.95) is None
+
+
+def test_only_figures_of_the_board_count_and_the_last_of_several() -> None:
+    files = [
+        _file(_model("a", 1.0)),
+        _file(_model("a", 2.0)),
+        _file(_model("a", 3.0), board="rpi5"),
+    ]
+    latency = measurements.on_board(files, "rpi4")[digest("a")].model.latency_us
+    assert latency is not None
+    assert latency.p50 == 2.0
+
+
+def test_a_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    written = _file(_model("a", 1.5, memory_peak_bytes=7))
+    file.write_bytes(msgspec.json.encode(written))
+    assert measurements.read(file) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "missing required field `runs`"),
+        ('{"runs": [], "version": 2}', "measurements of version 2; this release reads 1"),
+        ("[", "no file of measurements"),
+        (
+            '{"runs":[{"board":"b","runtime":"ort","runtime_version":"1","measured":[]}]}',
+            "Invalid enum value 'ort'",
+        ),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(text)
+    with pytest.raises(BadInputError, match=said):
+        measurements.read(file)

@@ -1,0 +1,1 @@
+"""How much of a library converts: `python -m tests.coverage sklearn` prints a table."""
