@@ -246,7 +246,7 @@ def test_a_training_holds_rows_out_and_registers_a_version(hub_rig: Any) -> None
         ({"trainer": "torch"}, "'torch' is no trainer; expected one of sklearn, keras-cnn"),
         ({"parameters": {}}, "parameters of sklearn: Object missing required field `estimator`"),
         ({"parameters": {"estimator": "os.system"}}, "estimator 'os.system': expected one of"),
-        ({"variants": ["onnx-int4"]}, "unknown variant onnx-int4; expected some of onnx-fp32"),
+        ({"variants": ["onnx-int2"]}, "unknown variant onnx-int2; expected some of onnx-fp32"),
         ({"model": "Door"}, "'Door' is no model name"),
         ({"holdout_share": 0.01}, "a hold-out share of 0.01 of 40 rows leaves a part empty"),
     ],
@@ -339,8 +339,9 @@ def test_shipping_converts_approves_releases_and_starts_a_rollout(
         ("door.joblib", {"label": "colour"}, 422, "door.csv: no column 'colour'"),
         ("door.joblib", {"variants": ["x"]}, 422, "unknown variant x"),
         ("door.joblib", {"surprise": 1}, 422, "options: surprise: "),
-        ("door.h5", {}, 422, "'door.h5' is no model file: expected a name ending in one of .sk"),
-        ("door.skops", {}, 422, "door.skops: damaged, or no .skops file"),
+        ("door.docx", {}, 422, "'door.docx' is no model file: expected a name ending in one of"),
+        ("door.h5", {}, 422, "door.h5: truncated, damaged, or no .h5 file"),
+        ("door.skops", {}, 422, "door.skops: truncated, damaged, or no .skops file"),
     ],
 )
 def test_what_cannot_be_shipped_is_refused_before_anything_is_kept(

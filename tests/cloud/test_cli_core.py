@@ -136,7 +136,8 @@ def test_a_shipment_that_cannot_be_converted_exits_1(
     ("name", "sample", "to", "code", "complaint"),
     [
         ("none.joblib", CSV, "all", ExitCode.USAGE, "none.joblib: cannot be read"),
-        ("door.pt", CSV, "all", ExitCode.USAGE, "expected a model file ending in .skops"),
+        ("door.docx", CSV, "all", ExitCode.USAGE, "expected a model file ending in .skops"),
+        ("door.pt", CSV, "all", ExitCode.USAGE, "this is a PyTorch file that"),
         ("door.joblib", "a,b\n1\n", "all", ExitCode.USAGE, "line 2: expected 2 cells"),
         ("door.joblib", CSV, "label:site=x", ExitCode.FAILED, "no enrolled device matches"),
     ],

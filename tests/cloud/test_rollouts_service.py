@@ -575,8 +575,8 @@ def test_a_device_without_a_fitting_variant_is_skipped_with_the_reason(fleet: Fl
     row = look(fleet, rollout)["devices"][-1]
     assert (row["device"], row["state"]) == ("cam-12", "skipped")
     assert row["reason"] == (
-        "onnx-int8: needs runtime onnxruntime; the device has tensorrt;"
-        " tflite-int8: needs runtime litert; the device has tensorrt"
+        "onnx-int8: needs runtime onnxruntime; the device has tensorrt 1.30;"
+        " tflite-int8: needs runtime litert; the device has tensorrt 1.30"
     )
 
 

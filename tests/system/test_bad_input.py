@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 
 import joblib
-import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from scipy import special
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -57,11 +57,12 @@ def test_a_model_with_an_unsupported_operator_is_refused_by_its_name(
     fleet: Fleet, iris: tuple[Path, Path], tmp_path: Path
 ) -> None:
     features, labels = load_iris(return_X_y=True)
-    model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=500))
-    joblib.dump(model.fit(features, labels), tmp_path / "logs.joblib")
-    done = fleet.ship(tmp_path / "logs.joblib", iris[1])
+    model = make_pipeline(FunctionTransformer(special.gammaln), LogisticRegression(max_iter=500))
+    joblib.dump(model.fit(features, labels), tmp_path / "gamma.joblib")
+    done = fleet.ship(tmp_path / "gamma.joblib", iris[1])
     assert done.returncode == 1
     assert "FunctionTransformer" in done.stderr, done.stderr
+    assert "gammaln" in done.stderr, done.stderr
 
 
 def test_a_wrong_claim_token_is_refused(fleet: Fleet, tmp_path: Path) -> None:

@@ -221,6 +221,15 @@ def _(world: World) -> Asked:
     return Asked({"run.import", "dataset.add"}, request=request)
 
 
+@route("POST /v1/bundles")
+def _(world: World) -> Asked:
+    request = {
+        "data": {"name": world.name("handed-in")},
+        "files": {"archive": ("bundles.tar", b"read by the job")},
+    }
+    return Asked({"run.import"}, request=request)
+
+
 def _decision(action: str, state: VersionState) -> Callable[[World], Asked]:
     def scenario(world: World) -> Asked:
         path = {"model": "digits", "version": world.version(state)}

@@ -21,6 +21,8 @@ _SHRINKS = np.linspace(0.5, 1.0, 26)
 _NOISE_RATIO = 2.0
 # Share of a scale that float16 may cost; 2^-11 is its own rounding.
 _HALF_ERROR = 2.0**-11
+# Rows whose largest weight is under this count as zeros: float32 holds no exact scale for them.
+_SMALLEST = _HIGHEST_8 * float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def _reshaped(
 def _in_8_bits(weights: Rows, axis: int | None) -> tuple[NDArray[np.int8], Rows]:
     others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
     limits = np.abs(weights).max(axis=others, keepdims=axis is not None)
-    scales = np.asarray(np.where(limits > 0, limits, 1.0) / _HIGHEST_8, np.float32)
+    scales = np.asarray(np.where(limits >= _SMALLEST, limits, 1.0) / _HIGHEST_8, np.float32)
     return np.rint(weights / scales).astype(np.int8), scales
 
 
@@ -260,12 +262,14 @@ def _noise(rows: NDArray[np.float64], limit: Any) -> float:
 
 def _rounded(rows: Rows) -> tuple[NDArray[np.int8], Rows]:
     highest = np.abs(rows).max(axis=1)
+    highest = np.where(highest >= _SMALLEST, highest, 1.0).astype(np.float32)
     best_error = np.full(len(rows), np.inf)
-    scales = np.ones(len(rows), np.float32)
+    scales = highest
     for shrink in _SHRINKS:
-        tried = (np.where(highest > 0, highest, 1.0) * shrink / _HIGHEST_4).astype(np.float32)
-        back = _integers(rows, tried) * tried[:, None]
-        error = ((rows - back) ** 2).sum(axis=1)
+        tried = (highest * (shrink / _HIGHEST_4)).astype(np.float32)
+        # In scales, not in weights: squares of small weights would vanish in float32.
+        off = rows / highest[:, None] - _integers(rows, tried) * np.float32(shrink / _HIGHEST_4)
+        error = (off**2).sum(axis=1)
         scales = np.where(error < best_error, tried, scales)
         best_error = np.minimum(error, best_error)
     if _fits_half(scales):
