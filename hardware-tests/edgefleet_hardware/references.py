@@ -11,8 +11,10 @@ Rules:
    four steps of the output's range are allowed.
 3. Behind a softmax such a step counts by where a row lies: from tflite-runtime 2.14, with kernels
    of its own, to LiteRT 2.3, with XNNPACK's, a probability of an int8 model moved by 0.26, while
-   its accuracy stayed. So of probabilities at reduced precision, classes are compared: nine of ten
-   rows must keep theirs, which a runtime that computes nonsense misses by far.
+   its accuracy stayed. On a Cortex-A53, for which XNNPACK has kernels of its own, a uint8 MobileNet
+   is off by up to 16 steps of 256 from what Cortex-A72 and x86-64 give. So of probabilities at
+   reduced precision, classes are compared: nine of ten rows must keep theirs, which a runtime that
+   computes nonsense misses by far.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,8 +32,9 @@ Precision = Literal["float32", "reduced"]
 FLOAT32_SHARE = 1e-4
 STEPS = 4
 MIN_AGREEMENT = 0.9
-# Probabilities of a row add up to 1 within this, also as steps of 1/256.
-_UNIT_TOLERANCE = 0.05
+# Probabilities of a row add up to 1 within this; as steps of 1/256, in which small ones vanish, to
+# less: 0.836 was seen over 1,001 classes.
+_UNIT_TOLERANCE, _STEPS_TOLERANCE = 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def _are_probabilities(values: NDArray[np.generic], rows: int) -> bool:
         return False
     low = -128.0 if values.dtype == np.int8 else 0.0
     table = (table - low) / _one(values)
-    return bool(table.min() >= 0 and np.abs(table.sum(axis=1) - 1).max() < _UNIT_TOLERANCE)
+    sums = table.sum(axis=1)
+    short = _UNIT_TOLERANCE if values.dtype.kind == "f" else _STEPS_TOLERANCE
+    in_range = (sums > 1 - short) & (sums < 1 + _UNIT_TOLERANCE)
+    return bool(table.min() >= 0 and in_range.all())
 
 
 def _has_classes(outputs: Iterable[NDArray[np.generic]], rows: int) -> bool:

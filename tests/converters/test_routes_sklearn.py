@@ -15,24 +15,36 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     IsolationForest,
     RandomForestClassifier,
+    RandomForestRegressor,
+    VotingClassifier,
 )
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import (
+    DecisionTreeClassifier,
+    DecisionTreeRegressor,
+    ExtraTreeClassifier,
+    ExtraTreeRegressor,
+)
 from threadpoolctl import threadpool_limits
 
 from edgefleet_converters import runners, sources
 from edgefleet_converters.errors import BadInputError, UnsupportedError
 from edgefleet_converters.routes import sklearn as route
+from edgefleet_converters.routes import sklearn_export
 from edgefleet_converters.routes.opened import Hints, Opened
 from edgefleet_converters.routes.sklearn_converters import forests
 from edgefleet_converters.samples import Samples
@@ -187,6 +199,71 @@ def test_missing_values_and_categories_keep_their_way(save_model: SaveModel) -> 
     unseen[:, 1], unseen[::2, 2] = 40.0, -3.0
     wanted = model.predict(unseen)[:, None]
     assert wrong_rows(run(made.bases["onnx"], table_of(unseen)), wanted) == 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DecisionTreeClassifier(max_depth=6, random_state=0),
+        ExtraTreeClassifier(max_depth=6, random_state=0),
+        RandomForestClassifier(12, max_depth=6, random_state=0),
+        ExtraTreesClassifier(12, max_depth=6, random_state=0),
+        DecisionTreeRegressor(max_depth=6, random_state=0),
+        ExtraTreeRegressor(max_depth=6, random_state=0),
+        RandomForestRegressor(12, max_depth=6, random_state=0),
+        ExtraTreesRegressor(12, max_depth=6, random_state=0),
+        BaggingClassifier(RandomForestClassifier(4, random_state=0), 4, random_state=0),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_trees_send_missing_values_where_they_went(model: Any, save_model: SaveModel) -> None:
+    X, y = datasets.load_wine(return_X_y=True)
+    X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
+    X[:, 3] = np.nan_to_num(X[:, 3])  # a column that is whole in training, and not later
+    model.fit(X, y)
+    rows = X.copy()
+    rows[::3, 3] = np.nan
+    rows[1::7, :] = np.nan
+    made, scores = export(save_model(model, "m.joblib"), table_of(rows))
+    assert made.scores.std(axis=0).min() > 0.1
+    assert wrong_rows(scores, made.scores) == 0
+    if made.task == "classification":  # equal votes too
+        np.testing.assert_array_equal(scores.argmax(axis=1), made.scores.argmax(axis=1))
+
+
+def test_a_detector_whose_trees_cannot_send_missing_values_says_so(save_model: SaveModel) -> None:
+    X, _ = datasets.load_diabetes(return_X_y=True)
+    X[::4, 2] = np.nan
+    path = save_model(IsolationForest(n_estimators=10, random_state=0).fit(X), "m.joblib")
+    with pytest.raises(UnsupportedError, match=r"IsolationForest: where its trees send missing"):
+        export(path, table_of(X))
+
+
+def test_a_threshold_that_a_device_would_not_keep_is_refused(save_model: SaveModel) -> None:
+    X, y = datasets.load_breast_cancer(return_X_y=True)
+    scaled = make_pipeline(StandardScaler(), LogisticRegression())
+    model = TunedThresholdClassifierCV(scaled, cv=3).fit(X, y)
+    with pytest.raises(UnsupportedError, match=rf"its threshold of {model.best_threshold_}; conv"):
+        export(save_model(model, "m.joblib"), table_of(X))
+
+
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_voters_are_weighted(voting: str) -> None:
+    X, y = datasets.load_wine(return_X_y=True)
+    members = [
+        ("trees", RandomForestClassifier(8, max_depth=3, random_state=0)),
+        ("line", make_pipeline(StandardScaler(), LogisticRegression())),
+        ("dropped", "drop"),
+        ("near", make_pipeline(StandardScaler(), SVC(probability=voting == "soft"))),
+    ]
+    model = VotingClassifier(members, voting=voting, weights=[1, 2.5, 9, 2]).fit(X[::2, :4], y[::2])
+    columns = [sklearn_export.Column(f"x{i}", True) for i in range(4)]
+    graph = sklearn_export.to_onnx(model, columns, np.float32).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    label, scores = session.run(None, {"X": X[:, :4].astype(np.float32)})
+    np.testing.assert_array_equal(label, model.predict(X[:, :4]))
+    if voting == "soft":
+        np.testing.assert_allclose(scores, model.predict_proba(X[:, :4]), atol=1e-5)
 
 
 def test_a_pipeline_before_the_trees_is_right_on_every_row(save_model: SaveModel) -> None:

@@ -45,6 +45,14 @@ def test_rows_with_another_class_are_counted_against_the_least_agreement() -> No
     assert outcome.detail == "50.0% of the rows have the expected class; at least 51.0% must"
 
 
+def test_of_classes_that_are_equal_in_the_reference_either_will_do() -> None:
+    tied = np.array([[[7, 73, 73]], [[1, 9, 8]]], np.uint8)
+    other = np.array([[[7, 72, 74]], [[1, 8, 9]]], np.uint8)
+    expected = Expected({"y": tied}, {"y": 256.0}, 2, 0.5)
+    outcome = judge(case(expected), ANSWERED, {"y": other})
+    assert (outcome.kind, outcome.agreement) == ("right", 0.5)
+
+
 @pytest.mark.parametrize("least", [0.5, 0.500001])
 def test_labels_decide_at_the_least_accuracy(least: float) -> None:
     labels = np.array([0, 0])

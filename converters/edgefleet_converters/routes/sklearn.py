@@ -70,7 +70,16 @@ def opened(file: ModelFile, estimator: Any, samples: Samples) -> Opened:
 
 def _task(estimator: Any) -> Task:
     from sklearn.base import is_classifier, is_outlier_detector, is_regressor
+    from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 
+    last = sklearn_export.final(estimator)
+    if isinstance(last, FixedThresholdClassifier | TunedThresholdClassifierCV):
+        threshold = getattr(last, "best_threshold_", getattr(last, "threshold", None))
+        raise UnsupportedError(
+            f"{describe(estimator)}: a device answers the class of the greatest score, which is not"
+            f" its threshold of {threshold}; convert its `estimator_`, and compare the probability"
+            " with the threshold in the application"
+        )
     if is_classifier(estimator):
         return "classification"
     if is_regressor(estimator):

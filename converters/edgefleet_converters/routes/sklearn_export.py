@@ -50,7 +50,7 @@ def to_onnx(estimator: Any, columns: Sequence[Column], dtype: type[np.floating[A
 
     sklearn_converters.register()
     _bound_thresholds(estimator)
-    final = _final(estimator)
+    last = final(estimator)
     number = DoubleTensorType if dtype is np.float64 else FloatTensorType
     numeric = all(column.is_numeric for column in columns)
     by_name = not numeric or _selects_by_name(estimator)
@@ -66,7 +66,7 @@ def to_onnx(estimator: Any, columns: Sequence[Column], dtype: type[np.floating[A
             name="model",  # else the graph is named by a random number
             initial_types=kinds,
             target_opset=_OPSETS,
-            options={id(final): score_options(estimator, final)},
+            options={id(last): score_options(estimator, last)},
         )
     except UnsupportedError as error:
         raise UnsupportedError(f"{describe(estimator)}: {error}") from error
@@ -95,9 +95,9 @@ def parts(value: Any) -> Iterator[Any]:
 
 def describe(estimator: Any) -> str:
     """Return the class of an estimator, for error texts."""
-    final = _final(estimator)
-    name = type(final).__name__
-    return name if final is estimator else f"{type(estimator).__name__} ending in {name}"
+    last = final(estimator)
+    name = type(last).__name__
+    return name if last is estimator else f"{type(estimator).__name__} ending in {name}"
 
 
 def _join_inputs(model: Any, names: list[str], dtype: type[np.floating[Any]]) -> None:
@@ -145,7 +145,7 @@ def _selects_by_name(estimator: Any) -> bool:
     )
 
 
-def _final(estimator: Any) -> Any:
+def final(estimator: Any) -> Any:
     """Return the estimator at the end of a pipeline, or of the search that found it."""
     while True:
         if hasattr(estimator, "best_estimator_"):

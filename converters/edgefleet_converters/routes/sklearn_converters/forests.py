@@ -36,8 +36,9 @@ class Tree:
         left, right: nodes below.
         missing_left: whether a missing value goes left.
         by_category: whether a node splits by categories.
-        value: of the leaves.
-        target: index of the output that the leaves add to; or an index for each node.
+        value: of the leaves; or `(n_nodes, n_targets)`, what a leaf adds to each output.
+        target: index of the output that the leaves add to, or an index for each node; where a leaf
+            adds to each output, not read.
     """
 
     feature: _Ints
@@ -157,13 +158,10 @@ def _attributes(forest: Forest, derived: _Ints, double: bool) -> dict[str, objec
     tree_ids = np.repeat(np.arange(len(sizes)), sizes)
     node_ids = np.concatenate([np.arange(size) for size in sizes])
     branch = "BRANCH_LT" if forest.strictly else "BRANCH_LEQ"
-    targets = np.concatenate(
-        [np.broadcast_to(tree.target, len(tree.feature)) for tree in forest.trees]
-    )
-    values = np.concatenate([tree.value for tree in forest.trees])
+    nodes, targets, values = _leaves(forest)
     floats = {
         "nodes_values": np.where(by_category, 0.5, threshold if double else round_down(threshold)),
-        "target_weights": values[leaf],
+        "target_weights": values,
         "base_values": forest.base,
     }
     return {
@@ -179,11 +177,29 @@ def _attributes(forest: Forest, derived: _Ints, double: bool) -> dict[str, objec
         )
         .astype(np.int64)
         .tolist(),
-        "target_treeids": tree_ids[leaf].tolist(),
-        "target_nodeids": node_ids[leaf].tolist(),
-        "target_ids": targets[leaf].tolist(),
+        "target_treeids": tree_ids[nodes].tolist(),
+        "target_nodeids": node_ids[nodes].tolist(),
+        "target_ids": targets.tolist(),
         **_numbers(floats, double),
     }
+
+
+def _leaves(forest: Forest) -> tuple[_Ints, _Ints, _Floats]:
+    """Return of all that leaves add: the node, counted over all trees, the output, the value."""
+    start, found = 0, []
+    for tree in forest.trees:
+        leaf = np.flatnonzero(tree.feature < 0)
+        if tree.value.ndim == 1:
+            targets = np.broadcast_to(tree.target, len(tree.feature))[leaf]
+            found.append((start + leaf, targets, tree.value[leaf]))
+        else:
+            adds = tree.value[leaf] != 0
+            adds[:, 0] |= ~adds.any(axis=1)  # a leaf is one by having a value
+            rows, targets = np.nonzero(adds)
+            found.append((start + leaf[rows], targets, tree.value[leaf[rows], targets]))
+        start += len(tree.feature)
+    nodes, targets, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return nodes, targets, values
 
 
 def _numbers(floats: dict[str, _Floats], double: bool) -> dict[str, object]:

@@ -143,18 +143,24 @@ class Graph:
         For two classes the second column holds what `decision_function` or `predict_proba` says of
         the positive class; of a regressor, both hold its value. Without `raw`, probabilities.
         """
-        final = estimator
-        while hasattr(final, "steps"):
-            final = final.steps[-1][1]
-        options = score_options(
-            estimator, final, raw=raw and hasattr(estimator, "decision_function")
-        )
-        self._scope.add_options(id(final), options)
-        outputs = self.apply(estimator, value, width)
+        raw = raw and hasattr(estimator, "decision_function")
+        outputs = self._classified(estimator, value, width, raw=raw)
         if len(outputs) > 1:
             return outputs[-1]
         flat = self.op("Reshape", outputs[0], np.array([-1, 1]))
         return self.concat([flat, flat])
+
+    def label(self, estimator: Any, value: str, width: int) -> str:
+        """Return `(n,)` labels of a fitted classifier."""
+        label = self._classified(estimator, value, width, raw=False)[0]
+        return self.op("Reshape", label, np.array([-1]))
+
+    def _classified(self, estimator: Any, value: str, width: int, *, raw: bool) -> list[str]:
+        final = estimator
+        while hasattr(final, "steps"):
+            final = final.steps[-1][1]
+        self._scope.add_options(id(final), score_options(estimator, final, raw=raw))
+        return self.apply(estimator, value, width)
 
     def _type(self, width: int | None) -> Any:
         from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType

@@ -6,7 +6,8 @@ import numpy as np
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.dummy import DummyClassifier
-from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.ensemble import VotingClassifier
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OutputCodeClassifier
 from sklearn.multioutput import RegressorChain
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading, SelfTrainingClassifier
@@ -69,19 +70,48 @@ def self_training(graph: Graph, model: Any, X: str) -> str:
     return graph.scores(model.estimator_, X, model.n_features_in_, raw=False)
 
 
+@classifies(VotingClassifier)
+def voting(graph: Graph, model: Any, X: str) -> str:
+    """Weighted mean of the probabilities, or share of the votes."""
+    weights = model._weights_not_none or [1.0] * len(model.estimators_)
+    total = float(sum(weights))
+    parts = []
+    for weight, estimator in zip(weights, model.estimators_, strict=True):
+        if model.voting == "soft":
+            given = graph.scores(estimator, X, model.n_features_in_, raw=False)
+        else:
+            label = graph.label(estimator, X, model.n_features_in_)
+            depth = np.array(len(model.classes_))
+            given = graph.op("OneHot", label, depth, np.array([0.0, 1.0]))
+        parts.append(graph.op("Mul", given, np.array(float(weight))))
+    return graph.op("Div", graph.op("Sum", *parts), np.array(total))
+
+
 @classifies(FixedThresholdClassifier)
 def fixed_threshold(graph: Graph, model: Any, X: str) -> Result:
     """What its classifier says, with the label by the threshold."""
+    threshold = 0.5 if model.threshold == "auto" else float(model.threshold)
+    return _over(graph, model, X, threshold, model.pos_label)
+
+
+@classifies(TunedThresholdClassifierCV)
+def tuned_threshold(graph: Graph, model: Any, X: str) -> Result:
+    """What its classifier says, with the label by the threshold that was found best."""
+    positive = model._curve_scorer._get_pos_label()
+    return _over(graph, model, X, float(model.best_threshold_), positive)
+
+
+def _over(graph: Graph, model: Any, X: str, threshold: float, positive: Any) -> Result:
+    kind = type(model).__name__
     if len(model.classes_) != 2:
-        raise UnsupportedError("FixedThresholdClassifier over more than two classes")
+        raise UnsupportedError(f"{kind} over more than two classes")
     asked = model.response_method
     if asked == "decision_function" or not hasattr(model.estimator_, "predict_proba"):
         raise UnsupportedError(
-            "FixedThresholdClassifier over decision values; expected response_method predict_proba"
+            f"{kind} over decision values; expected response_method predict_proba"
         )
     scores = graph.scores(model.estimator_, X, model.n_features_in_, raw=False)
-    place = 1 if model.pos_label is None else int(list(model.classes_).index(model.pos_label))
-    threshold = 0.5 if model.threshold == "auto" else float(model.threshold)
+    place = 1 if positive is None else int(list(model.classes_).index(positive))
     over = graph.op("GreaterOrEqual", graph.columns(scores, [place]), np.array(threshold))
     sides = [graph.cast(graph.op("Not", over)), graph.cast(over)]
     return scores, graph.concat(sides if place == 1 else sides[::-1])

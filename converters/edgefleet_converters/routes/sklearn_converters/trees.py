@@ -1,19 +1,34 @@
-"""Trees of scikit-learn, read into the one form of forests: HistGradientBoosting, leaf indices.
+"""Trees of scikit-learn, read into the one form of forests.
 
-Rows are float64 to it, whatever they came as. Its trees split numbers at float64 thresholds, and
-native categories by bit sets over codes that an encoder of its own gives; that encoder moves the
-categorical columns to the front. References: scikit-learn's `_predictor.pyx` (`_predict_one_from_
-raw_data`) and `HistGradientBoosting._preprocess_X`.
+Two kinds:
+
+1. Trees and random forests see rows as float32 and send a missing value where each node says, which
+   skl2onnx's own converters drop. Reference: scikit-learn's `_tree.pyx` (`Tree._apply_dense`).
+2. Rows are float64 to HistGradientBoosting, whatever they came as. Its trees split numbers at
+   float64 thresholds, and native categories by bit sets over codes that an encoder of its own
+   gives; that encoder moves the categorical columns to the front. References: scikit-learn's
+   `_predictor.pyx` (`_predict_one_from_raw_data`) and `HistGradientBoosting._preprocess_X`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
     RandomTreesEmbedding,
+)
+from sklearn.tree import (
+    DecisionTreeClassifier,
+    DecisionTreeRegressor,
+    ExtraTreeClassifier,
+    ExtraTreeRegressor,
 )
 
 from edgefleet_converters.errors import UnsupportedError
@@ -24,6 +39,45 @@ from edgefleet_converters.routes.sklearn_converters.graph import (
     regresses,
     transforms,
 )
+
+
+@regresses(DecisionTreeRegressor, ExtraTreeRegressor)
+@classifies(DecisionTreeClassifier, ExtraTreeClassifier)
+def tree(graph: Graph, model: Any, X: str) -> str:
+    """The leaf that a row ends in: its value, or its share of each class."""
+    return _sum(graph, [model], X)
+
+
+@regresses(RandomForestRegressor, ExtraTreesRegressor)
+@classifies(RandomForestClassifier, ExtraTreesClassifier)
+def random_forest(graph: Graph, model: Any, X: str) -> str:
+    """The mean over its trees. Divided at the end, so that equal votes stay equal in float32."""
+    trees = model.estimators_
+    return graph.op("Div", _sum(graph, trees, X), np.array(float(len(trees))))
+
+
+def _sum(graph: Graph, models: Sequence[Any], X: str) -> str:
+    """Return the sum over trees of what `tree` returns, `(n, n_outputs)`."""
+    first = models[0].tree_
+    if first.n_outputs != 1:
+        raise UnsupportedError(f"trees of {first.n_outputs} outputs; expected one")
+    trees = [_tree(model.tree_, model.tree_.value[:, 0, :]) for model in models]
+    forest = Forest(trees, np.zeros(first.value.shape[2]), float64=False)
+    return write(graph, forest, X, first.n_features)
+
+
+def _tree(tree: Any, value: NDArray[np.float64], target: int | NDArray[np.int64] = 0) -> Tree:
+    """Return a `sklearn.tree._tree.Tree` in the one form."""
+    return Tree(
+        np.where(tree.children_left < 0, -1, tree.feature).astype(np.int64),
+        tree.threshold.astype(np.float64),
+        tree.children_left.astype(np.int64),
+        tree.children_right.astype(np.int64),
+        tree.missing_go_to_left.astype(bool),
+        np.zeros(tree.node_count, bool),
+        value,
+        target,
+    )
 
 
 @regresses(HistGradientBoostingRegressor)
@@ -149,17 +203,5 @@ def random_trees_embedding(graph: Graph, model: Any, X: str) -> str:
         tree = estimator.tree_
         place = start + np.searchsorted(leaves, np.arange(tree.node_count))
         start += len(leaves)
-        leaf = tree.children_left < 0
-        trees.append(
-            Tree(
-                np.where(leaf, -1, tree.feature).astype(np.int64),
-                tree.threshold.astype(np.float64),
-                tree.children_left.astype(np.int64),
-                tree.children_right.astype(np.int64),
-                tree.missing_go_to_left.astype(bool),
-                np.zeros(tree.node_count, bool),
-                np.ones(tree.node_count),
-                place.astype(np.int64),
-            )
-        )
+        trees.append(_tree(tree, np.ones(tree.node_count), place.astype(np.int64)))
     return write(graph, Forest(trees, np.zeros(start), float64=False), X, model.n_features_in_)
