@@ -51,7 +51,7 @@ lint: .venv/installed  ## formatting, lint rules with the import bans, strict ty
 bench: .venv/installed  ## benchmarks beside their peers and floors, as JSON under build/bench/
 	$(PYTHON) -m tests.bench
 
-compat: .venv/installed  ## each model of EDGEFLEET_DATA in each runtime release, also on emulated ARM (10 minutes)
+compat: .venv/installed  ## each model of EDGEFLEET_DATA in each runtime release, also on emulated ARM (15 minutes)
 	scripts/system_packages.sh
 	PATH="$$(dirname "$$(scripts/uv.sh)"):$$PATH" .venv/bin/edgefleet-compat matrix
 

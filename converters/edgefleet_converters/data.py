@@ -2,8 +2,9 @@
 
 With labels, a quarter of the sample is held out by a seeded shuffle, unless held-out rows are
 given. If the model was trained on the whole sample, scores on that quarter flatter it: give rows
-that it has not seen. Where rows belong to groups (recordings, persons, machines), whole groups are
-held out: rows of one group look alike, and would let a model be judged on what it has learned.
+that it has not seen. Beside held-out rows the sample needs no labels: steps that learn then go by
+the original's answers. Where rows belong to groups (recordings, persons, machines), whole groups
+are held out: rows of one group look alike, and would let a model be judged on what it has learned.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Part:
 
     def below(self, other: "Part") -> "Part":
         """Return these rows and then those of `other`, whose groups are others."""
-        labels = groups = None
+        groups = None
+        labels = other.labels
         if self.labels is not None and other.labels is not None:
             labels = np.concatenate([self.labels, other.labels])
         if other.groups is not None:
@@ -64,7 +66,7 @@ class Data:
 
     Attributes:
         samples: without label and group.
-        labels: of all rows, `(n,)`; None without a label.
+        labels: of all rows, `(n,)`, or of those held out, where the sample has none; None without.
         groups: number of the group of each row, `(n,)`; None where each row stands for itself.
         training: number of training rows.
         label: name of the label, for error texts.
@@ -91,17 +93,23 @@ class Data:
 
     def truth(
         self, task: Task, classes: list[str], metric: Metric | None
-    ) -> NDArray[np.float64] | None:
-        """Return the label of each row as class index or number, `(n,)`; None if none applies.
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+        """Return the labels of training rows and of held-out rows, as class index or number.
+
+        Each is `(n,)`, or None where there are none, or none apply.
 
         Raises:
             BadInputError: a label that must be a number and is none.
         """
         if self.labels is None or (task == "score" and metric is None):
-            return None
+            return None, None
         if task == "classification":
-            return answers.class_indices(self.labels, classes).astype(np.float64)
-        return Table(self.samples.source, {self.label: self.labels}).numbers(self.label)
+            found = answers.class_indices(self.labels, classes).astype(np.float64)
+        else:
+            found = Table(self.samples.source, {self.label: self.labels}).numbers(self.label)
+        held = len(self.samples) - self.training
+        taught = found[: self.training] if len(found) == len(self.samples) else None
+        return taught, found[-held:]
 
 
 def read(request: ConversionRequest) -> Data:
@@ -110,32 +118,35 @@ def read(request: ConversionRequest) -> Data:
     Raises:
         BadInputError: a file, its labels or its groups cannot be used.
     """
-    sample = _read(request.sample_path, request)
-    if sample.labels is None:
-        if request.holdout_path is not None:
-            raise BadInputError("held-out rows need a label column; give its name")
-        return Data(sample.samples, None, sample.groups, len(sample.samples))
     label = request.label or tensor_files.LABEL
+    sample = _read(request.sample_path, request, may_lack_label=request.holdout_path is not None)
     if request.holdout_path is not None:
         held = _read(request.holdout_path, request)
         if held.labels is None:
-            raise BadInputError(f"{held.samples.source}: no labels; held-out rows need them")
+            raise BadInputError(
+                f"{held.samples.source}: no labels; held-out rows need them: give the name of the"
+                " label"
+            )
         part, training = sample.below(held), len(sample.samples)
+    elif sample.labels is None:
+        return Data(sample.samples, None, sample.groups, len(sample.samples))
     else:
         order, training = _shuffled(sample, request.seed)
         part = sample.take(order)
     return Data(part.samples, part.labels, part.groups, training, label)
 
 
-def _read(path: str, request: ConversionRequest) -> Part:
+def _read(path: str, request: ConversionRequest, *, may_lack_label: bool = False) -> Part:
     if tensor_files.is_tensor_file(path):
-        found = tensor_files.read(path, request.label, request.group)
+        found = tensor_files.read(path, request.label, request.group, may_lack_label=may_lack_label)
         samples = Samples(path, None, found.inputs)
         labels = None if found.labels is None else _column(found.labels)
         groups = None if found.groups is None else _numbered(_column(found.groups))
     else:
         table = tables.read_table(path)
         label, group = request.label, request.group
+        if may_lack_label and label not in table.columns:
+            label = None
         labels = None if label is None else table.column(label)
         groups = None if group is None else _numbered(table.column(group))
         samples = Samples(path, table.without(label).without(group), {})

@@ -112,19 +112,19 @@ def _split(request: ConversionRequest, file: ModelFile, data: Data, opened: Open
     samples = data.samples
     if samples.table is not None:
         samples = Samples(samples.source, samples.table.select(opened.columns), {})
-    labels = data.truth(opened.task, opened.classes, request.metric)
+    taught, labels = data.truth(opened.task, opened.classes, request.metric)
     training, held = data.training_rows, data.trial_rows
     context = Context(
         opened.task,
         samples.take(training),
         opened.scores[training],
-        None if labels is None else labels[training],
+        taught,
         request.seed,
     )
     truth = Truth(
         opened.task,
         opened.scores[held],
-        None if labels is None else labels[held],
+        labels,
         request.metric,
         None if data.groups is None else data.groups[held],
     )

@@ -50,13 +50,20 @@ def is_tensor_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".npz"
 
 
-def read(path: str | Path, label: str | None = None, group: str | None = None) -> TensorFile:
+def read(
+    path: str | Path,
+    label: str | None = None,
+    group: str | None = None,
+    *,
+    may_lack_label: bool = False,
+) -> TensorFile:
     """Read and check an `.npz` file.
 
     Args:
         path: of the file.
         label: name of the array of right answers; None for `label`, if there is one.
         group: name of the array of groups; None for `group`, if there is one.
+        may_lack_label: whether a `label` that is not there means that there are none.
 
     Raises:
         BadInputError: the file cannot be read or breaks a rule of this module.
@@ -68,7 +75,7 @@ def read(path: str | Path, label: str | None = None, group: str | None = None) -
         raise BadInputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (*_DAMAGED, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadInputError(f"{path}: damaged, or no .npz file: {error}") from error
-    for named in (label, group):
+    for named in (None if may_lack_label else label, group):
         if named is not None and named not in arrays:
             raise BadInputError(f"{path}: no array {named!r}; there are {', '.join(arrays)}")
     labels, groups = arrays.pop(label or LABEL, None), arrays.pop(group or GROUP, None)

@@ -118,9 +118,33 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, save_table: SaveTa
 def test_text_labels_of_tensors_are_classes(tmp_path: Path) -> None:
     labels = np.array(["yes", "no", "yes", "maybe"])
     found = read(tensors(tmp_path, X=np.ones((4, 1)), label=labels), seed=3)
-    indices = found.truth("classification", ["no", "yes"], None)
-    assert indices is not None
-    assert sorted(indices) == [-1, 0, 1, 1]
-    assert found.truth("score", [], None) is None
+    taught, held = found.truth("classification", ["no", "yes"], None)
+    assert taught is not None
+    assert held is not None
+    assert (len(taught), len(held)) == (3, 1)
+    assert sorted([*taught, *held]) == [-1, 0, 1, 1]
+    assert found.truth("score", [], None) == (None, None)
     with pytest.raises(BadInputError, match="expected a number, found"):
         found.truth("score", [], "auc")
+
+
+def test_a_sample_without_labels_goes_with_held_out_rows_that_have_them(
+    tmp_path: Path, save_table: SaveTable
+) -> None:
+    rows = save_table(pd.DataFrame({"a": range(5)}), "s.csv")
+    judged = save_table(pd.DataFrame({"a": [7, 8, 9], "y": ["no", "yes", "no"]}), "h.csv")
+    arrays = tensors(tmp_path, "s.npz", X=np.zeros((5, 1)))
+    held = tensors(tmp_path, "h.npz", X=np.ones((3, 1)), y=np.array(["no", "yes", "no"]))
+    for found in (
+        read(rows, label="y", holdout_path=judged),
+        read(arrays, label="y", holdout_path=str(held)),
+    ):
+        assert (found.training, found.trial_rows.tolist()) == (5, [5, 6, 7])
+        taught, truth = found.truth("classification", ["no", "yes"], None)
+        assert taught is None
+        assert truth is not None
+        assert truth.tolist() == [0, 1, 0]
+    with pytest.raises(BadInputError, match=r"h\.csv: no column 'z'"):
+        read(rows, label="z", holdout_path=judged)
+    with pytest.raises(BadInputError, match=r"s\.csv: no column 'y'"):
+        read(rows, label="y")
