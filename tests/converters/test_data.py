@@ -148,3 +148,5 @@ def test_a_sample_without_labels_goes_with_held_out_rows_that_have_them(
         read(rows, label="z", holdout_path=judged)
     with pytest.raises(BadInputError, match=r"s\.csv: no column 'y'"):
         read(rows, label="y")
+    with pytest.raises(BadInputError, match=r"h\.csv: no labels; .* give the name of the label"):
+        read(rows, holdout_path=judged)

@@ -287,7 +287,6 @@ def test_a_variant_that_no_table_knows_needs_the_release_that_ran_it() -> None:
         ({"variants": []}, r"unknown variants \(none given\)"),
         ({"sparsity": 1.0}, "sparsity 1.0: expected a share between 0 and 1"),
         ({"label": "missing"}, "no column 'missing'"),
-        ({"label": None, "holdout_path": "x.csv"}, "need a label column"),
         ({"model_path": "none.joblib"}, "none.joblib: cannot be read"),
     ],
 )
