@@ -1,13 +1,14 @@
 """Compression: every variant of real models, the chosen one, and what other tools give by default.
 
 For each subject (`subjects`) the search of `edgefleet-convert search` runs with a budget of half a
-point, once asking for proof and once content with what is not refuted. Beside it, on the same rows
-and in the same run, stand the naive choices: `TFLiteConverter`'s full-integer default (the ready
+point, once asking for proof and once content with what is not refuted, for a board that has both
+runtimes, and for one that has one of them alone. Beside it, on the same rows and in the same run,
+stand the naive choices: `TFLiteConverter`'s full-integer default (the ready
 file of the model's authors where there is one), `quantize_dynamic` and `quantize_static` of ONNX
 Runtime with their defaults. The whole table is written to `build/bench/compression.md`.
 
-`python -m tests.bench compression` takes about an hour on two cores; `EDGEFLEET_SUBJECTS=kws,ad01`
-narrows it down.
+`python -m tests.bench compression` takes a quarter of an hour on two cores;
+`EDGEFLEET_SUBJECTS=kws,ad01` narrows it down.
 """
 
 import os
@@ -22,7 +23,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgefleet_converters import child, opening
-from edgefleet_converters.compatibility import boards
+from edgefleet_converters.compatibility import boards, releases
 from edgefleet_converters.conversion import Compiled, ConversionRequest
 from edgefleet_converters.errors import ConversionError
 from edgefleet_converters.opening import Prepared
@@ -33,11 +34,17 @@ from edgefleet_converters.verification import evidence, trial
 from edgefleet_converters.verification.trial import Trial
 from edgefleet_protocol.rows import Tensors
 from tests.bench.metric import Metric
-from tests.bench.subjects import Subject, all_subjects, missing
+from tests.bench.subjects import Subject, missing, subjects
 
 FOLDER = Path("build/bench")
 BOARD = "generic-x86_64"
 MAX_DROP = 0.005
+RULES = ("proven", "not-refuted")
+RUNTIMES: dict[str, tuple[str, ...]] = {
+    "both": (),
+    "ONNX Runtime": ("onnxruntime==1.31",),
+    "LiteRT": ("ai-edge-litert==2.3",),
+}
 
 
 class Row(Struct, frozen=True):
@@ -45,7 +52,7 @@ class Row(Struct, frozen=True):
 
     Attributes:
         kind: `variant` of ours, or `peer`.
-        chosen: under which rule it was chosen: `proven`, `not-refuted`, both, or none.
+        chosen: under which rules, and on a board with which runtimes, it was chosen.
         drop: of the metric, with its 95 % interval.
         note: why it lost, or could not be made.
     """
@@ -57,22 +64,22 @@ class Row(Struct, frozen=True):
     score: float
     drop: list[float]
     p50_us: float
-    chosen: str = ""
+    chosen: list[str] = []
     note: str = ""
 
 
 def run() -> list[Metric]:
     """Return size, loss and latency of the chosen variants beside float32 and the peers."""
     wanted = os.environ.get("EDGEFLEET_SUBJECTS", "")
+    names = wanted.split(",") if wanted else []
     folder = FOLDER / "subjects"
     folder.mkdir(parents=True, exist_ok=True)
-    subjects = all_subjects(folder)
     rows: list[Row] = []
     metrics: list[Metric] = []
-    for name in wanted.split(",") if wanted else subjects:
-        found = list(_rows(subjects[name]))
+    for subject in subjects(folder, names):
+        found = list(_rows(subject))
         rows += found
-        metrics += _metrics(name, found)
+        metrics += _metrics(subject.name, found)
         _write(rows)
     for line in missing():
         print(f"left out: {line}")
@@ -81,11 +88,16 @@ def run() -> list[Metric]:
 
 def _rows(subject: Subject) -> Iterator[Row]:
     request = _request(subject)
-    proven, relaxed = (_search(subject, request, rule) for rule in ("proven", "not-refuted"))
-    chosen = {"proven": proven.found.choices[0], "not-refuted": relaxed.found.choices[0]}
+    searches = {rule: _search(subject, request, rule) for rule in RULES}
+    chosen = {
+        f"{rule}, {runtimes}": choice.chosen
+        for rule, searched in searches.items()
+        for runtimes, choice in zip(RUNTIMES, searched.found.choices, strict=True)
+    }
+    relaxed = searches[RULES[-1]]
     for candidate in relaxed.found.candidates:
-        rules = [rule for rule, choice in chosen.items() if choice.chosen == candidate.name]
-        lost = [reason for _, why in relaxed.found.why_lost(candidate) for reason in why]
+        rules = [rule for rule, name in chosen.items() if name == candidate.name]
+        lost = relaxed.found.choices[0].losers.get(candidate.name, [])
         compared = candidate.evidence
         yield Row(
             subject.name,
@@ -95,11 +107,11 @@ def _rows(subject: Subject) -> Iterator[Row]:
             compared.score.point if compared else float("nan"),
             _interval(compared.drop) if compared else [],
             candidate.latency_us.p50,
-            ", ".join(rules),
+            rules,
             "; ".join([*candidate.faults, *lost])[:300],
         )
     for unmade in relaxed.found.unmade:
-        yield Row(subject.name, unmade.name, "variant", 0, float("nan"), [], 0.0, "", unmade.reason)
+        yield Row(subject.name, unmade.name, "variant", 0, float("nan"), [], 0.0, [], unmade.reason)
     yield from _peers(subject, opening.prepare(request), relaxed.compiled)
 
 
@@ -121,7 +133,10 @@ def _search(subject: Subject, request: ConversionRequest, rule: str) -> Searched
             request,
             subject.name,
             "1",
-            [targets.target(boards.find(BOARD))],
+            [
+                targets.target(boards.find(BOARD), [releases.asked(each) for each in runtimes])
+                for runtimes in RUNTIMES.values()
+            ],
             plan,
             [],
             0,
@@ -174,7 +189,7 @@ def _peer(subject: Subject, prepared: Prepared, name: str, model: Model) -> Row:
 
 
 def _unmade(subject: Subject, name: str, error: ConversionError) -> Row:
-    return Row(subject.name, name, "peer", 0, float("nan"), [], 0.0, "", str(error)[:300])
+    return Row(subject.name, name, "peer", 0, float("nan"), [], 0.0, [], str(error)[:300])
 
 
 def _interval(found: evidence.Interval) -> list[float]:
@@ -230,26 +245,31 @@ def converter_default(source: Model, rows: dict[str, NDArray[np.generic]]) -> Mo
 def _metrics(name: str, rows: list[Row]) -> list[Metric]:
     ours = {row.name: row for row in rows if row.kind == "variant" and row.size_bytes}
     peers = [row for row in rows if row.kind == "peer" and row.size_bytes]
-    original = max(
-        (row for row in ours.values() if row.name.endswith("fp32")), key=lambda row: row.size_bytes
-    )
+    floats = [row for row in ours.values() if row.name.endswith("fp32")]
+    largest = max(floats, key=lambda row: row.size_bytes)
+    best = min(peers, key=lambda peer: peer.drop[0], default=None)
     metrics = []
-    for rule in ("proven", "not-refuted"):
-        for row in (row for row in ours.values() if rule in row.chosen.split(", ")):
-            beside = ours.get(f"{row.name.split('-')[0]}-fp32", original)
-            best = min(peers, key=lambda peer: peer.drop[0], default=None)
-            metrics += [
-                Metric(f"{name}: {row.name} ({rule}), bytes", row.size_bytes, "B",
-                       f"{original.name}", original.size_bytes),
-                Metric(f"{name}: {row.name} ({rule}), one row", row.p50_us, "µs",
-                       beside.name, beside.p50_us),
-            ]  # fmt: skip
-            if best is not None:
-                metrics.append(
-                    Metric(f"{name}: {row.name} ({rule}), points lost", 100 * row.drop[0], "points",
-                           f"{best.name}, {best.size_bytes} B", 100 * best.drop[0])
-                )  # fmt: skip
+    for row in (row for row in ours.values() if row.chosen):
+        fastest = min(
+            (base for base in floats if _comparable(base, row)), key=lambda base: base.p50_us
+        )
+        title = f"{name}: {row.name} ({'; '.join(row.chosen)})"
+        metrics += [
+            Metric(f"{title}, bytes", row.size_bytes, "B", largest.name, largest.size_bytes),
+            Metric(f"{title}, one row", row.p50_us, "µs", fastest.name, fastest.p50_us),
+        ]
+        if best is not None:
+            metrics.append(
+                Metric(f"{title}, points lost", 100 * row.drop[0], "points",
+                       f"{best.name}, {best.size_bytes} B", 100 * best.drop[0])
+            )  # fmt: skip
     return metrics
+
+
+def _comparable(base: Row, row: Row) -> bool:
+    """Return whether a float32 variant is there on every board that chose a row."""
+    alone = all(not each.endswith(", both") for each in row.chosen)
+    return not alone or base.name.split("-")[0] == row.name.split("-")[0]
 
 
 def _write(rows: list[Row]) -> None:
@@ -269,6 +289,6 @@ def _write(rows: list[Row]) -> None:
         note = " ".join(row.note.replace("|", "/").split())
         lines.append(
             f"| {row.subject} | {name} | {row.size_bytes:,} | {row.score:.4f} | {loss} |"
-            f" {row.p50_us:,.1f} | {row.chosen} | {note} |"
+            f" {row.p50_us:,.1f} | {'; '.join(row.chosen)} | {note} |"
         )
     (FOLDER / "compression.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ The recordings of ad01 (ToyADMOS) are for research only and come with no copy of
 
 import os
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,20 +62,25 @@ class Subject:
     metric: str | None = None
 
 
-def all_subjects(folder: Path) -> dict[str, Subject]:
-    """Write what the subjects need into `folder` and return them by name.
+def subjects(folder: Path, names: Sequence[str] = ()) -> list[Subject]:
+    """Write what some subjects need into `folder` and return them; all without names.
 
     Subjects whose data are not there are left out; `missing` names them.
     """
-    made = [
-        _digits(folder),
-        _kws(folder),
-        _resnet8(folder),
-        *([_ad01(folder, Path(AD01))] if AD01 else []),
-        *_occupancy(folder),
-        *_noaa(folder),
-    ]
-    return {subject.name: subject for subject in made}
+    makers: dict[tuple[str, ...], Callable[[Path], list[Subject]]] = {
+        ("digits-cnn",): _digits,
+        ("kws",): _kws,
+        ("resnet8",): _resnet8,
+        ("ad01",): _ad01,
+        ("occupancy-forest", "occupancy-mlp"): _occupancy,
+        ("noaa-trees", "noaa-mlp"): _noaa,
+    }
+    known = {name for group in makers for name in group}
+    if unknown := set(names) - known:
+        raise SystemExit(f"no such subject: {', '.join(sorted(unknown))}; there are {known}")
+    wanted = set(names) or known
+    made = [make(folder) for group, make in makers.items() if wanted & set(group)]
+    return [subject for some in made for subject in some if subject.name in wanted]
 
 
 def missing() -> list[str]:
@@ -84,7 +90,7 @@ def missing() -> list[str]:
     return ["ad01: its recordings are for research only; name their folder in EDGEFLEET_AD01"]
 
 
-def _digits(folder: Path) -> Subject:
+def _digits(folder: Path) -> list[Subject]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -93,15 +99,12 @@ def _digits(folder: Path) -> Subject:
     rows = train_test_split(images, labels, test_size=540, random_state=0, stratify=labels)
     model = folder / "digits-cnn.keras"
     child.run("training digits-cnn", train_cnn, str(model), rows[0], rows[2], returns=bool)
-    return Subject(
-        "digits-cnn",
-        model,
-        _save(folder / "digits-train.npz", rows[0], rows[2]),
-        _save(folder / "digits-test.npz", rows[1], rows[3]),
-    )
+    training = _save(folder / "digits-train.npz", rows[0], rows[2])
+    test = _save(folder / "digits-test.npz", rows[1], rows[3])
+    return [Subject("digits-cnn", model, training, test)]
 
 
-def _kws(folder: Path) -> Subject:
+def _kws(folder: Path) -> list[Subject]:
     from ai_edge_litert.interpreter import Interpreter
 
     int8 = _TINY / "kws_ref_model.tflite"
@@ -114,13 +117,8 @@ def _kws(folder: Path) -> Subject:
     sample = _save(folder / "kws-train.npz", features[learned], labels[learned])
     model = folder / "kws.tflite"
     model.write_bytes(_float32(_TINY / "kws_ref_model_float32.tflite", sample))
-    return Subject(
-        "kws",
-        model,
-        sample,
-        _save(folder / "kws-test.npz", features[judged], labels[judged]),
-        peer_int8=int8,
-    )
+    test = _save(folder / "kws-test.npz", features[judged], labels[judged])
+    return [Subject("kws", model, sample, test, peer_int8=int8)]
 
 
 def _float32(model: Path, sample: Path) -> bytes:
@@ -132,18 +130,15 @@ def _float32(model: Path, sample: Path) -> bytes:
     return made.data
 
 
-def _resnet8(folder: Path) -> Subject:
+def _resnet8(folder: Path) -> list[Subject]:
     names, rows = _stimuli(_EVAL / "ic01.zip", np.dtype(np.uint8))
     listed = _labels(_EVAL / "ic01.zip")
     pictures = rows.astype(np.float32).reshape(-1, 32, 32, 3)
     labels = np.array([listed[name] for name in names])
-    return Subject(
-        "resnet8",
-        _TINY / "ic_resnet8.h5",
-        _save(folder / "resnet8-train.npz", _cuttings(1000), None),
-        _save(folder / "resnet8-test.npz", pictures, labels),
-        peer_int8=_TINY / "ic_resnet8_int8.tflite",
-    )
+    training = _save(folder / "resnet8-train.npz", _cuttings(1000), None)
+    test = _save(folder / "resnet8-test.npz", pictures, labels)
+    int8 = _TINY / "ic_resnet8_int8.tflite"
+    return [Subject("resnet8", _TINY / "ic_resnet8.h5", training, test, peer_int8=int8)]
 
 
 def _cuttings(count: int) -> NDArray[np.float32]:
@@ -162,7 +157,10 @@ def _cuttings(count: int) -> NDArray[np.float32]:
     return np.stack(pieces)
 
 
-def _ad01(folder: Path, recordings: Path) -> Subject:
+def _ad01(folder: Path) -> list[Subject]:
+    if not AD01:
+        return []
+    recordings = Path(AD01)
     listed = (recordings / "y_labels.csv").read_text(encoding="utf-8").split()
     names = [line.split(",")[0] for line in listed if (recordings / line.split(",")[0]).is_file()]
     labels = np.array([int(name.startswith("anomaly")) for name in names])
@@ -172,13 +170,8 @@ def _ad01(folder: Path, recordings: Path) -> Subject:
         _windows(folder / f"ad01-{part}.npz", [recordings / names[i] for i in index], labels[index])
         for part, index in (("train", learned), ("test", judged))
     ]
-    return Subject(
-        "ad01",
-        _TINY / "ad01_fp32.tflite",
-        *paths,
-        peer_int8=_TINY / "ad01_int8.tflite",
-        metric="reconstruction-auc",
-    )
+    float32, int8 = _TINY / "ad01_fp32.tflite", _TINY / "ad01_int8.tflite"
+    return [Subject("ad01", float32, *paths, peer_int8=int8, metric="reconstruction-auc")]
 
 
 def _windows(path: Path, files: list[Path], labels: NDArray[np.int64]) -> Path:

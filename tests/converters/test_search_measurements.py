@@ -1,5 +1,6 @@
 """Medians, ratios of times, and figures from boards."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_the_median_lies_in_its_interval_and_more_confidence_never_narrows_it(
     assert surer.high >= found.high
 
 
-def test_a_ratio_is_taken_within_each_block_so_that_a_slow_second_cancels_out() -> None:
+def test_a_ratio_is_taken_within_each_load_so_that_a_slow_second_cancels_out() -> None:
     own = [2.0, 20.0, 2.0, 2.0, 20.0, 2.0, 2.0, 2.0]
     other = [1.0, 10.0, 1.0, 1.0, 10.0, 1.0, 1.0, 1.0]
     assert timing.ratio(own, other) == Interval(2.0, 2.0, 2.0)
@@ -54,28 +55,42 @@ class _World:
     def clock(self) -> float:
         return self.now
 
-    def call(self, name: str, seconds: float) -> Callable[[], object]:
-        def run() -> None:
-            self.now += seconds
-            self.ran.append(name)
+    def load(self, name: str, *seconds: float) -> timing.Load:
+        """Load a call that takes the next of these times, from load to load, round and round."""
+        times = itertools.cycle(seconds)
 
-        return run
+        def load() -> Callable[[], object]:
+            self.ran.append(f"load {name}")
+            took = next(times)
+
+            def run() -> None:
+                self.now += took
+                self.ran.append(name)
+
+            return run
+
+        return load
 
 
-def test_blocks_alternate_and_every_call_gets_one_time_for_each_block() -> None:
+def test_models_are_loaded_anew_in_turned_order_and_run_in_alternating_blocks() -> None:
     world = _World()
-    own, other = timing.alternate([world.call("a", 0.0009), world.call("b", 0.004)], world.clock)
-    assert len(own) == len(other) == 60
-    assert own == pytest.approx([0.0009] * 60)
-    assert other == pytest.approx([0.004] * 60)
-    # After warming up and one run each to size the blocks: two runs of a, one of b; then turned.
-    assert world.ran[12:18] == ["a", "a", "b", "b", "a", "a"]
+    loads = [world.load("a", 0.0009, 0.0011), world.load("b", 0.004)]
+    own, other = timing.alternate(loads, world.clock)
+    assert own == pytest.approx([0.0009, 0.0011] * 12)
+    assert other == pytest.approx([0.004] * 24)
+    warm_up = [*["a"] * 6, *["b"] * 6]
+    blocks = [*"aab", *"baa"] * 2  # two runs of a fill a block, one of b overfills it
+    first = ["load a", "load b", *warm_up, *blocks]
+    assert world.ran[: len(first)] == first
+    assert world.ran[len(first) : len(first) + 3] == ["load b", "load a", "b"]
 
 
-def test_a_slow_model_is_timed_in_few_blocks() -> None:
+def test_a_slow_model_is_loaded_as_often_as_an_interval_needs_and_run_little() -> None:
     world = _World()
-    own, _ = timing.alternate([world.call("a", 1.0), world.call("b", 1.0)], world.clock)
-    assert len(own) == 10
+    own, _ = timing.alternate([world.load("a", 1.0), world.load("b", 1.0)], world.clock)
+    assert len(own) == 6
+    # Of each load: one run to warm up, one to size the blocks, one block.
+    assert world.ran.count("a") == 6 * 3
 
 
 def _model(name: str, p50: float | None, **others: object) -> MeasuredModel:

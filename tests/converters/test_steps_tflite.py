@@ -41,6 +41,8 @@ FROM_TFLITE: Chains = {
     "int8 per tensor": [("tflite-int8", {"per_channel": False})],
     "dynamic": [("tflite-dynamic", {})],
     "weights": [("tflite-weights", {})],
+    "weights by channel": [("tflite-weights", {"granularity": "channel"})],
+    "weights by tensor": [("tflite-weights", {"granularity": "tensor"})],
     "weights 4": [("tflite-weights", {"bits": 4})],
     "twice": [("tflite-int8", {}), ("tflite-int8", {})],
 }
@@ -124,6 +126,16 @@ def dense_scales(model: Model) -> list[int]:
         for operator in part.operators
         if graph.operatorCodes[operator.opcodeIndex].builtinCode == DENSE
         and part.tensors[operator.inputs[1]].type == INT8
+    ]
+
+
+def weight_scales(model: Model) -> list[int]:
+    """Return the number of scales of each stored int8 weight."""
+    graph = tflite_graph.read(model.data)
+    return [
+        len(tensor.quantization.scale)
+        for tensor in tflite_graph.tensors(graph)
+        if tensor.type == INT8 and graph.buffers[tensor.buffer].data is not None
     ]
 
 
@@ -275,3 +287,20 @@ def test_a_percentile_leaves_out_both_tails() -> None:
     calibration = tflite_quantizer.Calibration(rows=1, percentile=90)
     found = tflite_quantizer._range(seen, calibration, (1, 1))
     assert (float(found["min"][0, 0]), float(found["max"][0, 0])) == (50.0, 950.0)
+
+
+def test_layers_share_one_scale_where_8_bits_allow_it(
+    words: Made, spoken: tuple[Rows, NDArray[np.int64]]
+) -> None:
+    """Ten layers: a convolution, four depthwise ones, four of 1x1, and a dense one."""
+    by = {name: words.models[f"weights{name}"] for name in ("", " by channel", " by tensor", " 4")}
+    channels = weight_scales(by[" by channel"])
+    assert sorted(channels) == [12, *[64] * 9]
+    assert weight_scales(by[" by tensor"]) == [1] * 10
+    mixed = weight_scales(by[""])
+    assert set(mixed) == {1, 64} or set(mixed) == {1, 12, 64}
+    assert len(by[" by tensor"].data) < len(by[""].data) < len(by[" by channel"].data)
+    rows, labels = spoken[0][200:600], spoken[1][200:600]
+    right = (predict(by[""], rows).argmax(axis=1) == labels).mean()
+    exact = (predict(words.models["float"], rows).argmax(axis=1) == labels).mean()
+    assert right >= exact - 0.005

@@ -23,10 +23,12 @@ from edgefleet_converters.errors import BadInputError, UnsupportedError
 FLOAT32, FLOAT16, INT8 = 0, 1, 9
 _UINT8, _INT16 = 3, 7
 _INTEGERS = (INT8, _UINT8, _INT16)
-_STORED = {FLOAT16: np.float16, INT8: np.int8}
+_STORED = {FLOAT32: np.float32, FLOAT16: np.float16, INT8: np.int8}
 # Of the schema's BuiltinOperator.
 _DEQUANTIZE = 6
 DENSE = 9
+# Layers with weights (convolution, depthwise, dense): the axis of a weight's output channels.
+CHANNELS = {3: 0, 4: 3, DENSE: 0}
 
 
 def read(data: bytes) -> Any:
@@ -148,7 +150,7 @@ def with_float_weights(data: bytes) -> bytes:
 
 def _to_float(graph: Any, tensor: Any) -> None:
     values = constant(graph, tensor)
-    if values is None or tensor.type not in _STORED:
+    if values is None or tensor.type == FLOAT32:
         return
     if tensor.type == INT8:
         quantization = tensor.quantization
@@ -164,7 +166,7 @@ def _to_float(graph: Any, tensor: Any) -> None:
 
 
 def constant(graph: Any, tensor: Any) -> NDArray[np.generic] | None:
-    """Return the stored float16 or int8 values of a tensor; None if it has none or is another."""
+    """Return the stored float or int8 values of a tensor; None if it has none or is another."""
     data = graph.buffers[tensor.buffer].data
     if data is None or not len(data) or tensor.type not in _STORED:
         return None
