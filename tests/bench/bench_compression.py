@@ -52,6 +52,8 @@ class Row(Struct, frozen=True):
 
     Attributes:
         kind: `variant` of ours, or `peer`.
+        p50_us: of one row, alone in its process.
+        against: float32 variant → its time as a share of that one's, both in one process.
         chosen: under which rules, and on a board with which runtimes, it was chosen.
         drop: of the metric, with its 95 % interval.
         note: why it lost, or could not be made.
@@ -66,6 +68,7 @@ class Row(Struct, frozen=True):
     p50_us: float
     chosen: list[str] = []
     note: str = ""
+    against: dict[str, float] = {}
 
 
 def run() -> list[Metric]:
@@ -109,6 +112,7 @@ def _rows(subject: Subject) -> Iterator[Row]:
             candidate.latency_us.p50,
             rules,
             "; ".join([*candidate.faults, *lost])[:300],
+            {name: ratio.point for name, ratio in candidate.against.items()},
         )
     for unmade in relaxed.found.unmade:
         yield Row(subject.name, unmade.name, "variant", 0, float("nan"), [], 0.0, [], unmade.reason)
@@ -250,13 +254,16 @@ def _metrics(name: str, rows: list[Row]) -> list[Metric]:
     best = min(peers, key=lambda peer: peer.drop[0], default=None)
     metrics = []
     for row in (row for row in ours.values() if row.chosen):
-        fastest = min(
-            (base for base in floats if _comparable(base, row)), key=lambda base: base.p50_us
+        beside = min(
+            (base for base in floats if _comparable(base, row)),
+            key=lambda base: base.p50_us,
+            default=largest,
         )
         title = f"{name}: {row.name} ({'; '.join(row.chosen)})"
+        ratio = row.against.get(beside.name, 1.0)
         metrics += [
             Metric(f"{title}, bytes", row.size_bytes, "B", largest.name, largest.size_bytes),
-            Metric(f"{title}, one row", row.p50_us, "µs", fastest.name, fastest.p50_us),
+            Metric(f"{title}, time", ratio, "times", beside.name, 1.0),
         ]
         if best is not None:
             metrics.append(
