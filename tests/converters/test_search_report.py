@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,12 +14,16 @@ from edgefleet_converters.compatibility import boards
 from edgefleet_converters.compatibility.facts import Facts
 from edgefleet_converters.compatibility.releases import Asked
 from edgefleet_converters.errors import BadInputError
+from edgefleet_converters.recipes.recipe import Recipe
 from edgefleet_converters.searching import cache as caches
-from edgefleet_converters.searching import report, report_html, report_markdown, targets
+from edgefleet_converters.searching import report, report_html, report_markdown, study, targets
 from edgefleet_converters.searching.budgets import BudgetPlan, Budgets
 from edgefleet_converters.searching.cache import Cache
 from edgefleet_converters.searching.found import Found
-from tests.converters.search_values import around, candidate, float32, found
+from edgefleet_converters.searching.trying import Tried
+from edgefleet_converters.steps.registry import Model
+from edgefleet_protocol.manifest import Signature
+from tests.converters.search_values import around, candidate, digest, float32, found
 
 SENSITIVITY = [
     {"layer": "conv_1", "op": "Conv", "loss": 0.02, "bytes": 4096},
@@ -183,3 +188,24 @@ def test_runtimes_that_are_given_are_the_only_ones() -> None:
 def test_a_runtime_version_of_which_nothing_is_known_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"9\.9"):
         targets.target(boards.find("rpi4"), [Asked("onnxruntime", "9.9")])
+
+
+def test_what_another_way_to_the_same_file_found_out_is_kept() -> None:
+    """Mixed precision that makes every layer int8 has measured how sensitive each is."""
+
+    class Known:
+        def run(self, recipe: Recipe, made: Model, trial: int | None) -> Tried:
+            del made, trial
+            notes = {"sensitivity": SENSITIVITY} if recipe.name == "mixed" else {"calibrated": 7}
+            one = candidate(recipe.name, digest=digest("one file"), notes=notes)
+            return Tried(one, None, None)  # type: ignore[arg-type]  # not looked at
+
+    unused: Any = None
+    under_way = study._Study(unused, unused, Known(), unused, unused)  # type: ignore[arg-type]
+    made = Model("onnx", b"", Signature("score", [], [], ""))
+    assert under_way._run(Recipe("int8", "", "onnx", []), made, None) == ""
+    under_way.timed["int8"] = under_way.tried["int8"].candidate
+    reason = under_way._run(Recipe("mixed", "", "onnx", []), made, None)
+    assert reason == "is the same file as int8"
+    assert list(under_way.tried) == ["int8"]
+    assert under_way.timed["int8"].notes == {"calibrated": 7, "sensitivity": SENSITIVITY}

@@ -59,6 +59,7 @@ def _drops(axes: Any, found: Found) -> None:
             color=colour(found, candidate),
             elinewidth=1,
             capsize=2,
+            zorder=_layer(found, candidate),
         )
         _name(axes, found, candidate, drop.point, place)
     budget = found.plan.general.max_drop
@@ -79,11 +80,17 @@ def _latencies(axes: Any, found: Found) -> None:
             candidate.latency_us.p50,
             _MARKERS[candidate.runtime],
             color=colour(found, candidate),
+            zorder=_layer(found, candidate),
         )
         _name(axes, found, candidate, candidate.latency_us.p50, place)
     _log_axis(axes.set_yscale, axes.yaxis)
     axes.set_ylabel("median of one row here, µs (lower is better)")
     axes.set_title("What it costs: bytes and time", loc="left")
+
+
+def _layer(found: Found, candidate: Candidate) -> int:
+    """Return how far in front a point lies: what was chosen before all others."""
+    return (LOST, KEPT, CHOSEN).index(colour(found, candidate)) + 2
 
 
 def _name(axes: Any, found: Found, candidate: Candidate, height: float, place: int) -> None:
@@ -104,7 +111,9 @@ def _log_axis(set_scale: Any, axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    low, high = axis.get_view_interval()
+    is_wide = high > 10 * low
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_wide else (1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter(FuncFormatter(_figure))
     axis.set_minor_formatter(NullFormatter())
 

@@ -16,10 +16,11 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edgefleet_converters import opening
 from edgefleet_converters.compatibility import boards
@@ -168,9 +169,18 @@ class _Study:
         for name, known in self.tried.items():
             if known.candidate.digest == tried.candidate.digest:
                 self.same[recipe.name] = name
+                self._note(name, tried.candidate.notes)
                 return f"is the same file as {name}"
         self.tried[recipe.name], self.models[recipe.name] = tried, made
         return ""
+
+    def _note(self, name: str, notes: dict[str, Any]) -> None:
+        """Add what another way to the same file has found out, such as sensitivities."""
+        tried = self.tried[name]
+        notes = notes | tried.candidate.notes
+        self.tried[name] = replace(tried, candidate=structs.replace(tried.candidate, notes=notes))
+        if name in self.timed:
+            self.timed[name] = structs.replace(self.timed[name], notes=notes)
 
 
 def search(request: SearchRequest, progress: Progress | None = None) -> Searched:
