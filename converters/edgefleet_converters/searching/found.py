@@ -84,9 +84,9 @@ class Found(Struct, frozen=True):
             f" {share} interval by paired bootstrap."
         )
         timed = (
-            "Times are of one row at one thread. For × float32, runs of the variant and of the"
-            " float32 variants were taken in turns, so that noise hits both; slower is decided on"
-            f" the {share} interval of the ratio."
+            "Times are of one row at one thread. For × float32, the variant and those in float32"
+            " were loaded side by side again and again, and run in turns, so that noise hits all;"
+            f" slower is decided on the {share} interval of the ratio."
         )
         return [
             compared,
