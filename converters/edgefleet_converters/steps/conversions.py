@@ -163,4 +163,20 @@ def _run(convert: Callable[..., Any], source: Any, **settings: Any) -> Any:
         raise UnsupportedError(
             f"tf2onnx cannot convert it: {type(error).__name__}: {text}"
         ) from error
-    return proto
+    return _settled(proto)
+
+
+def _settled(proto: Any) -> Any:
+    """Optimize a graph until it gets no smaller.
+
+    What tf2onnx's own pass finds depends on the memory addresses of its nodes: one Keras model in
+    forty came out with six nodes more for the shape of a Reshape. From either form a second pass
+    leads to the same graph.
+    """
+    from tf2onnx.graph import GraphUtil
+
+    while True:
+        smaller = GraphUtil.optimize_model_proto(proto)
+        if len(smaller.graph.node) >= len(proto.graph.node):
+            return smaller
+        proto = smaller
