@@ -102,6 +102,14 @@ def doubled_rows(folder: Path) -> None:
     bundles.save(Bundle(made, manifest.encode(made), blobs), folder)
 
 
+def untimed(document: results.Document) -> results.Document:
+    """Leave the times out: this machine may be busier in the second run, which is no regression."""
+    (cell,) = document.cells
+    assert cell.outcome is not None
+    outcome = msgspec.structs.replace(cell.outcome, latency_us=None, samples_us=[])
+    return msgspec.structs.replace(document, cells=[msgspec.structs.replace(cell, outcome=outcome)])
+
+
 @pytest.mark.parametrize("service", ["github", "gitlab"])
 def test_the_commands_of_a_template_pass_a_right_bundle_and_compare_with_a_baseline(
     service: str, tmp_path: Path
@@ -134,7 +142,7 @@ def test_the_commands_of_a_template_pass_a_right_bundle_and_compare_with_a_basel
             (cell,) = document.cells
             smaller = msgspec.structs.replace(cell, size_bytes=cell.size_bytes // 2)
             (tmp_path / "baseline").mkdir()
-            (tmp_path / "baseline" / "result.json").write_bytes(results.encode(document))
+            (tmp_path / "baseline" / "result.json").write_bytes(results.encode(untimed(document)))
             bad = tmp_path / "bad.json"
             bad.write_bytes(results.encode(msgspec.structs.replace(document, cells=[smaller])))
     worse = subprocess.run(
