@@ -12,7 +12,7 @@ Rules:
 3. Behind a softmax such a step counts by where a row lies: from tflite-runtime 2.14, with kernels
    of its own, to LiteRT 2.3, with XNNPACK's, a probability of an int8 model moved by 0.26, while
    its accuracy stayed. On a Cortex-A53, for which XNNPACK has kernels of its own, a uint8 MobileNet
-   is off by up to 16 steps of 256 from what Cortex-A72 and x86-64 give. So of probabilities at
+   is off by up to 17 steps of 256 from what Cortex-A72 and x86-64 give. So of probabilities at
    reduced precision, classes are compared: nine of ten rows must keep theirs, which a runtime that
    computes nonsense misses by far.
 """
