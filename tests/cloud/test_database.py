@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from edgefleet_cloud.database.models import Base, Device, Model
+from edgefleet_cloud.database.models import Base, Device, Model, Run
 from edgefleet_cloud.database.sessions import MIGRATIONS, Database
 
 
@@ -46,8 +47,6 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(
 
 
 def test_migrating_down_removes_every_table(tmp_path: Path) -> None:
-    from alembic.config import Config
-
     url = f"sqlite:///{tmp_path / 'new.db'}"
     Database(url).close()
     config = Config()
@@ -121,3 +120,35 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
     assert errors == []
     with database.read() as session:
         assert session.get_one(Device, "d").sequence == 50
+
+
+def test_runs_of_an_older_hub_learn_what_their_fitted_model_is_called(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    Database(url).close()
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", url)
+    command.downgrade(config, "0006")
+    database = create_engine(url)
+    runs = [
+        ("sklearn", "{}"),
+        ("keras-cnn", "{}"),
+        ("import", '{"file": "a.onnx"}'),
+        ("import", "{}"),
+    ]
+    with database.begin() as connection:
+        for trainer, parameters in runs:
+            connection.execute(
+                text(
+                    "INSERT INTO runs (model, trainer, parameters, seed, code, environment,"
+                    " metrics, state, created_at) VALUES ('m', :trainer, :parameters, 0, '',"
+                    " '{}', '{}', 'succeeded', 1)"
+                ),
+                {"trainer": trainer, "parameters": parameters},
+            )
+    database.dispose()
+    command.upgrade(config, "head")
+    with Database(url).read() as session:
+        names = session.scalars(select(Run.filename).order_by(Run.id)).all()
+        assert names == ["model.skops", "model.keras", "a.onnx", ""]
+        assert session.get_one(Run, 1).reports == {}

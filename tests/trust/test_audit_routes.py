@@ -230,6 +230,16 @@ def _(world: World) -> Asked:
     return Asked({"run.import"}, request=request)
 
 
+@route("POST /v1/models/{model}/versions/{version}/search")
+def _(world: World) -> Asked:
+    dataset, version = world.dataset(world.name("rows"))["digest"], world.version()
+    with world.services.database.write() as session:
+        run = session.get_one(Run, registry.get_version(session, "digits", version).run_id)
+        run.dataset, run.artifact, run.filename = dataset, dataset, "model.skops"
+    path = {"model": "digits", "version": version}
+    return Asked({"run.search"}, path, request={"json": {"boards": [{"name": "rpi4"}]}})
+
+
 def _decision(action: str, state: VersionState) -> Callable[[World], Asked]:
     def scenario(world: World) -> Asked:
         path = {"model": "digits", "version": world.version(state)}

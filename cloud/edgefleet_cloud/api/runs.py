@@ -38,12 +38,12 @@ class TrainBody(BaseModel):
 
 
 class RunAnswer(BaseModel):
-    """One training run, or the import of a fitted model."""
+    """One training run, the import of a fitted model, or a search for its best variants."""
 
     model_config = ConfigDict(from_attributes=True)
     id: int
     model: str
-    trainer: str = Field(description="`import` for a model that was handed in.")
+    trainer: str = Field(description="`import` for a model that was handed in, `search`.")
     dataset: str | None
     holdout: str | None
     parameters: dict[str, Any]
@@ -52,6 +52,8 @@ class RunAnswer(BaseModel):
     environment: dict[str, str] = Field(description="Package versions.")
     metrics: dict[str, float]
     artifact: str | None = Field(description="Digest of the fitted model file.")
+    filename: str = Field(description="What that is called; empty for finished bundles.")
+    reports: dict[str, str] = Field(description="Of a search: form → digest.")
     state: str = Field(description="running, succeeded or failed.")
     error: str | None
     created_at: float

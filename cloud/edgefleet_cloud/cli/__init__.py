@@ -23,6 +23,7 @@ from edgefleet_cloud.cli import (
     output,
     people,
     rollouts,
+    search,
     ship,
     training,
     triggers,
@@ -42,6 +43,7 @@ app.command("up")(up.up)
 app.command("ship")(ship.ship)
 app.command("import")(bundles.hand_in)
 app.command("train")(training.train)
+app.command("search")(search.search)
 app.command("verify")(verify.verify)
 app.command("login")(people.login)
 app.command("logout")(people.logout)

@@ -44,6 +44,12 @@ KINDS = {
         fail="edgefleet_cloud.training.outcome:fail",
     ),
     "train": _TRAIN,
+    # The best variants of a version that is here, one for each board; register them.
+    "search": Kind(
+        work="edgefleet_cloud.training.search_work:search",
+        finish="edgefleet_cloud.training.outcome:finish",
+        fail="edgefleet_cloud.training.outcome:fail",
+    ),
     # As `train`, and its result holds how the champion does on the same hold-out rows.
     "retrain": _TRAIN,
 }

@@ -4,7 +4,7 @@ What follows from a job is decided by whoever asked for it, and is recorded unde
 
 A model that was shipped is approved here: who ships it has decided. Where it is of high risk, that
 decision only asks two others; the rollout waits for them. A trained one is only registered; a
-comparison or a person approves it.
+comparison or a person approves it. So is what a search made.
 """
 
 import msgspec
@@ -32,6 +32,7 @@ def finish(session: Session, store: Store, job: Job, result: Json, now: float) -
 def _finish(session: Session, store: Store, job: Job, made: Result, run: Run, now: float) -> Json:
     version = registry.register(session, store, made.registration, run.id, now)
     run.artifact, run.metrics = made.artifact, made.metrics
+    run.filename, run.classes, run.reports = made.filename, made.classes, made.reports
     run.code, run.environment = CODE, made.environment
     run.state, run.finished_at = "succeeded", now
     answer: Json = {
@@ -55,6 +56,9 @@ def _finish(session: Session, store: Store, job: Job, made: Result, run: Run, no
     if job.kind == "retrain":
         answer["comparison"] = msgspec.to_builtins(made.comparison)
         answer["guard"] = msgspec.to_builtins(made.guard)
+    if job.kind == "search":
+        answer["choices"] = msgspec.to_builtins(made.choices)
+        answer["reports"] = made.reports
     if job.arguments.get("ship") is not None:
         shipment = msgspec.convert(job.arguments["ship"], Shipment)
         answer.update(_ship(session, version, shipment, run.started_by, now))

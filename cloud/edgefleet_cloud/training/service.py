@@ -161,7 +161,7 @@ def start_import(session: Session, request: ImportRequest, now: float) -> Job:
     run = _import_run(
         session, request.model, request.artifact, now, parameters={"file": request.filename}
     )
-    run.dataset, run.seed = sample.digest, request.seed
+    run.dataset, run.seed, run.filename = sample.digest, request.seed, request.filename
     arguments = {
         "run_id": run.id,
         "version": version,

@@ -16,7 +16,7 @@ from edgefleet_cloud.jobs import kinds
 from edgefleet_cloud.jobs.kinds import Kind
 from edgefleet_cloud.jobs.worker import Context, Outcome, Task, perform
 from edgefleet_cloud.registry.registration import store_result
-from edgefleet_cloud.training.work import Result
+from edgefleet_cloud.training.work import Chosen, Result
 from edgefleet_cloud.values import Json
 from edgefleet_converters.conversion import Compiled, ConversionResult
 from edgefleet_converters.errors import BadInputError
@@ -29,6 +29,8 @@ COLUMNS = ["length", "width"]
 CLASSES = ["no", "yes"]
 # A model of this name cannot be converted.
 BROKEN = "broken.joblib"
+# A board of this name gets no variant.
+WITHOUT = "rpi-32bit"
 
 
 def conversion_result(model: bytes = b"a model") -> ConversionResult:
@@ -108,10 +110,26 @@ def work(context: Context, **arguments: Any) -> Json:
     )
     artifact = arguments.get("artifact") or context.store.put(b"fitted")
     result = Result(
-        arguments["run_id"], artifact, made.metrics, {"python": "3"}, registration, made.phases_s
+        arguments["run_id"],
+        artifact,
+        made.metrics,
+        {"python": "3"},
+        registration,
+        made.phases_s,
+        filename=arguments.get("filename", "model.skops"),
+        choices=[_chosen(board["name"]) for board in arguments.get("boards", ())],
     )
+    if result.choices:
+        for form in ("html", "md", "json"):
+            result.reports[form] = context.store.put(f"a report as {form}".encode())
     answer: Json = msgspec.to_builtins(result)
     return answer
+
+
+def _chosen(board: str) -> Chosen:
+    if board == WITHOUT:
+        return Chosen(board, "a board", None, "nothing runs there", [])
+    return Chosen(board, "a board", "onnx-fp32", "it is the smallest", ["not measured there"])
 
 
 KINDS: dict[str, Kind] = {

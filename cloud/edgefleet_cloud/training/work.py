@@ -94,16 +94,29 @@ class TrainArguments(Struct, forbid_unknown_fields=True):
     budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 
+class Chosen(Struct, frozen=True):
+    """What a search found for a board; see `edgefleet_converters.searching.choice.Choice`."""
+
+    board: str
+    title: str
+    chosen: str | None
+    reason: str
+    notes: list[str]
+
+
 class Result(Struct):
     """What a job hands back.
 
     Attributes:
         artifact: digest of the fitted model file.
+        filename: what that is called, empty for bundles; `classes` as in `database.models.Run`.
         metrics: on held-out rows, and figures of the training.
         environment: package → version that trained.
         phases_s: phase → seconds.
         comparison: with the champion on the same held-out rows, if asked for.
         guard: likewise on the guard's rows.
+        choices: of a search.
+        reports: of a search: html | md | json → digest.
     """
 
     run_id: int
@@ -112,18 +125,22 @@ class Result(Struct):
     environment: dict[str, str]
     registration: Registration
     phases_s: dict[str, float]
+    filename: str = ""
+    classes: list[str] | None = None
     comparison: Comparison | None = None
     guard: Comparison | None = None
+    choices: list[Chosen] = field(default_factory=list)
+    reports: dict[str, str] = field(default_factory=dict)
 
 
 def convert(context: Context, **arguments: Any) -> Json:
     """Convert and verify a model that was handed in."""
     given = msgspec.convert(arguments, ConvertArguments)
-    path = _placed(context, given.artifact, given.filename)
+    path = placed(context, given.artifact, given.filename)
     lineage = Lineage(given.sample, str(given.run_id), "import", CODE)
     request = ConversionRequest(
         model_path=str(path),
-        sample_path=str(_placed(context, given.sample, f"dataset-{given.sample[:12]}")),
+        sample_path=str(placed(context, given.sample, f"dataset-{given.sample[:12]}")),
         label=given.label,
         variants=given.variants,
         budget=given.budget,
@@ -134,9 +151,15 @@ def convert(context: Context, **arguments: Any) -> Json:
         context.store, result, model=given.model, version=given.version, lineage=lineage
     )
     answer = Result(
-        given.run_id, given.artifact, result.metrics, _environment(), registration, result.phases_s
+        given.run_id,
+        given.artifact,
+        result.metrics,
+        environment(),
+        registration,
+        result.phases_s,
+        filename=given.filename,
     )
-    return _json(answer)
+    return as_json(answer)
 
 
 def take_bundles(context: Context, **arguments: Any) -> Json:
@@ -146,7 +169,7 @@ def take_bundles(context: Context, **arguments: Any) -> Json:
     registration = handed_in.take_in(
         context.store, folders, model=given.model, version=given.version, run_id=given.run_id
     )
-    return _json(Result(given.run_id, given.archive, {}, _environment(), registration, {}))
+    return as_json(Result(given.run_id, given.archive, {}, environment(), registration, {}))
 
 
 def train(context: Context, **arguments: Any) -> Json:
@@ -173,9 +196,11 @@ def train(context: Context, **arguments: Any) -> Json:
         given.run_id,
         context.store.put_file(fitted.path),
         {**fitted.facts, **result.metrics},
-        _environment(),
+        environment(),
         registration,
         result.phases_s,
+        filename=fitted.path.name,
+        classes=fitted.classes,
     )
     if given.champion is not None:
         answer.comparison = compare(
@@ -185,7 +210,7 @@ def train(context: Context, **arguments: Any) -> Json:
         answer.guard = compare(
             context.store, given.champion, registration, given.guard, given.label
         )
-    return _json(answer)
+    return as_json(answer)
 
 
 def _convert_fitted(
@@ -197,9 +222,9 @@ def _convert_fitted(
 ) -> ConversionResult:
     request = ConversionRequest(
         model_path=str(path),
-        sample_path=str(_placed(context, given.dataset, f"dataset-{given.dataset[:12]}")),
+        sample_path=str(placed(context, given.dataset, f"dataset-{given.dataset[:12]}")),
         label=given.label,
-        holdout_path=str(_placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
+        holdout_path=str(placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
         variants=given.variants,
         budget=given.budget,
         classes=classes,
@@ -208,14 +233,14 @@ def _convert_fitted(
     return run_conversion(request, progress)
 
 
-def _placed(context: Context, digest: str, name: str) -> Path:
+def placed(context: Context, digest: str, name: str) -> Path:
     """Return a path in the scratch folder to a stored file, under a name fit for errors."""
     path = context.folder / name
     path.symlink_to(context.store.path(digest))
     return path
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the versions of Python and of the packages loaded in this process that decide."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     packages = {
@@ -240,6 +265,7 @@ def _flat(parameters: Json) -> dict[str, int | float | str | bool | None]:
     }
 
 
-def _json(answer: Result) -> Json:
+def as_json(answer: Result) -> Json:
+    """Return the answer as the job's process hands it back."""
     data: Json = msgspec.to_builtins(answer)
     return data

@@ -6,6 +6,7 @@ from edgefleet_converters.searching import pareto
 from edgefleet_converters.searching.budgets import BudgetPlan, Budgets
 from edgefleet_converters.searching.candidates import Candidate, Unmade, costs
 from edgefleet_converters.searching.choice import Choice
+from edgefleet_protocol.manifest import Task
 
 FORMAT_VERSION = 1
 
@@ -41,7 +42,7 @@ class Found(Struct, frozen=True):
 
     model: str
     version: str
-    task: str
+    task: Task
     metric: str
     rows: int
     original_score: float

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import structs
 
 from edgefleet_converters import bundles
+from edgefleet_converters.conversion import Compiled
 from edgefleet_converters.errors import BadInputError
 from edgefleet_converters.searching.choice import chosen_for
 from edgefleet_converters.searching.found import Found
@@ -33,27 +34,38 @@ def write(searched: Searched, out: Path, *, all_bundles: bool = False) -> list[P
         BadInputError: the folder cannot be written.
     """
     found = searched.found
-    boards = chosen_for(found.choices)
+    won = {compiled.name for compiled in chosen(searched)}
     written = []
-    for candidate in found.sound:
-        wanted = boards.get(candidate.name)
-        if wanted is None and not all_bundles:
-            continue
-        folder = out / (TRIED if wanted is None else BUNDLES) / candidate.name
-        _write_bundle(searched, candidate.name, wanted or [], folder)
+    for compiled in [*chosen(searched), *(_lost(searched) if all_bundles else ())]:
+        folder = out / (BUNDLES if compiled.name in won else TRIED) / compiled.name
+        _write_bundle(searched, compiled, folder)
         written.append(folder)
-    texts = {
-        "report.json": msgspec.json.format(msgspec.json.encode(as_json(found)), indent=2).decode(),
-        "report.md": markdown(found),
-        "report.html": html(found),
-    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8")
+        for form, text in texts(found).items():
+            (out / f"report.{form}").write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInputError(f"{out}: cannot be written: {error.strerror or error}") from error
     return written
+
+
+def texts(found: Found) -> dict[str, str]:
+    """Return the reports: `json`, `md` and `html`."""
+    return {
+        "json": msgspec.json.format(msgspec.json.encode(as_json(found)), indent=2).decode(),
+        "md": markdown(found),
+        "html": html(found),
+    }
+
+
+def chosen(searched: Searched) -> list[Compiled]:
+    """Return the variants that a board gets, bound to their boards and budgets."""
+    boards = chosen_for(searched.found.choices)
+    return [
+        _bound(searched, candidate.name, boards[candidate.name])
+        for candidate in searched.found.sound
+        if candidate.name in boards
+    ]
 
 
 def as_json(found: Found) -> dict[str, object]:
@@ -62,12 +74,24 @@ def as_json(found: Found) -> dict[str, object]:
     return values | {"front": found.front}
 
 
-def _write_bundle(searched: Searched, name: str, boards: list[str], folder: Path) -> None:
+def _lost(searched: Searched) -> list[Compiled]:
+    boards = chosen_for(searched.found.choices)
+    return [
+        _bound(searched, candidate.name, [])
+        for candidate in searched.found.sound
+        if candidate.name not in boards
+    ]
+
+
+def _bound(searched: Searched, name: str, boards: list[str]) -> Compiled:
     compiled = searched.compiled[name]
     assert compiled.needs is not None  # sound candidates ran
-    needs = _needs(searched.found, compiled.needs, boards)
+    return structs.replace(compiled, needs=_needs(searched.found, compiled.needs, boards))
+
+
+def _write_bundle(searched: Searched, compiled: Compiled, folder: Path) -> None:
     bundle = bundles.write_bundle(
-        structs.replace(compiled, needs=needs),
+        compiled,
         searched.reference,
         model=searched.found.model,
         version=searched.found.version,

@@ -31,13 +31,17 @@ class Dataset(Base):
 
 
 class Run(Base):
-    """One training run (experiment), or the import of a fitted model (`trainer` = "import").
+    """One training run (experiment), or what took its place: an import, a search.
 
     Attributes:
+        trainer: of `training.trainers`; `import` of a fitted model, `search` for its best variants.
         dataset: trained on; `holdout` judged on (disjoint rows).
         code: version of the code that trained: `edgefleet-cloud 0.1.0`.
         environment: package name → version.
-        artifact: digest of the fitted model file, None until it has succeeded.
+        artifact: digest of the fitted model file, None until it has succeeded; `filename` is what
+            it is called, whose suffix is its format. Empty where no fitted model was handed in.
+        classes: in the order of the model's outputs, where its format does not carry them.
+        reports: of a search: html | md | json → digest.
         started_by: account, or `hub`.
         state: running | succeeded | failed.
     """
@@ -54,6 +58,9 @@ class Run(Base):
     environment: Mapped[Json]
     metrics: Mapped[Json] = mapped_column(default=dict)
     artifact: Mapped[str | None] = mapped_column(String(64))
+    filename: Mapped[str] = mapped_column(String(200), default="", server_default="")
+    classes: Mapped[list[Any] | None]
+    reports: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     started_by: Mapped[str] = mapped_column(String(64), default="hub", server_default="hub")
     state: Mapped[str] = mapped_column(String(16))
     error: Mapped[str | None]

@@ -100,7 +100,7 @@ def _making(session: Session, variant: Variant, version: Version, builder: Signi
     subjects[f"{version.model}-{variant.name}.manifest.json"] = variant.manifest
     return Making(
         subjects={name: digest for name, digest in subjects.items() if digest},
-        build_type="import" if run.trainer == "import" else "train",
+        build_type=run.trainer if run.trainer in ("import", "search") else "train",
         parameters=_parameters(run, version, variant, arguments),
         environment=run.environment,
         materials=list(_materials(session, run, arguments)),

@@ -12,7 +12,7 @@ variant of one version:
 | `runDetails` | the hub that vouches, the run, when it began and ended, the metrics |
 
 Specifications: in-toto Attestation Framework v1, SLSA v1.0 (both: field names and meanings). The
-`buildType`s are `edgefleet:train:1` and `edgefleet:import:1`.
+`buildType`s are `edgefleet:train:1`, `edgefleet:import:1` and `edgefleet:search:1`.
 """
 
 import base64
@@ -52,7 +52,7 @@ class Making:
 
     Attributes:
         subjects: name → digest of what came out.
-        build_type: `train` or `import`.
+        build_type: `train`, `import` or `search`.
         parameters: as asked for.
         environment: package → version, `python`, `machine`.
         builder: key id of the hub's builder key.
