@@ -10,6 +10,7 @@ from edgefleet_converters.compatibility.releases import RuntimeName
 from edgefleet_converters.conversion import RUNTIMES, Compiled, DeviceBudget, Limits
 from edgefleet_converters.errors import BadInputError, ConversionError, UnsupportedError
 from edgefleet_converters.opening import Prepared, count_as
+from edgefleet_converters.recipes import recipe as recipes
 from edgefleet_converters.recipes.recipe import Recipe
 from edgefleet_converters.recipes.workshop import Refused
 from edgefleet_converters.steps.registry import Model
@@ -42,18 +43,11 @@ def compile_variant(
         The variant: verified, or refused with the reason.
     """
     if isinstance(made, Refused):
-        return Compiled(recipe.name, RUNTIMES[recipe.gives], "refused", made.reason)
+        return _refused(recipe, made.reason)
     try:
         tried = try_variant(prepared, recipe, made)
     except ConversionError as error:
-        return Compiled(
-            recipe.name,
-            RUNTIMES[recipe.gives],
-            "refused",
-            str(error),
-            made.data,
-            notes=made.notes,
-        )
+        return _refused(recipe, str(error), made)
     return compile_tried(prepared, recipe, made, tried, limits=limits, budget=budget)
 
 
@@ -106,8 +100,7 @@ def compile_tried(
             confidence=confidence,
         )
     except BadInputError as error:
-        reason = str(error)
-        return Compiled(recipe.name, runtime, "refused", reason, made.data, notes=made.notes)
+        return _refused(recipe, str(error), made)
     vectors = b""
     if not judged.reasons:
         vectors = goldens.encode(signature, prepared.trial, tried.scores, tried.arithmetic)
@@ -133,6 +126,20 @@ def compile_tried(
         tried.latency,
         tried.peak_bytes,
         made.notes,
+        recipes.dump(recipe),
+    )
+
+
+def _refused(recipe: Recipe, reason: str, made: Model | None = None) -> Compiled:
+    """Return a variant that could not be made, or that did not run."""
+    return Compiled(
+        recipe.name,
+        RUNTIMES[recipe.gives],
+        "refused",
+        reason,
+        b"" if made is None else made.data,
+        notes={} if made is None else made.notes,
+        recipe=recipes.dump(recipe),
     )
 
 

@@ -114,6 +114,7 @@ class Compiled(Struct, frozen=True):
         latency: distribution on the converting machine; likewise.
         peak_bytes: most resident memory that it added there.
         notes: what the steps found out, step → anything that JSON can hold.
+        recipe: by which it was made, as YAML.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Compiled(Struct, frozen=True):
     latency: Latency | None = None
     peak_bytes: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    recipe: str = ""
 
 
 class ConversionResult(Struct, frozen=True):

@@ -167,6 +167,41 @@ def test_drift_and_enough_samples_start_one_retraining(fleet: Fleet) -> None:
         assert job.arguments["guard"] is None
 
 
+def known_recipes(fleet: Fleet, count: int) -> None:
+    """Let the hub know by what the first variants of version 1 were made; the first is for rpi4."""
+    with fleet.database.write() as session:
+        version = registry.get_version(session, "digits", "1")
+        for number, variant in enumerate(registry.variants(session, version.id)[:count]):
+            boards = {"boards": ["rpi4"]} if number == 0 else {}
+            variant.recipe, variant.needs = f"recipe {number}", {**variant.needs, **boards}
+
+
+@pytest.mark.parametrize(
+    ("known", "variants", "expected"),
+    [
+        (
+            2,
+            None,
+            [{"recipe": "recipe 0", "boards": ["rpi4"]}, {"recipe": "recipe 1", "boards": []}],
+        ),
+        (1, None, []),
+        (2, ["onnx-fp32"], []),
+    ],
+)
+def test_a_challenger_is_made_like_the_champion_unless_told_otherwise_or_that_is_not_known(
+    fleet: Fleet, known: int, variants: list[str] | None, expected: list[dict]
+) -> None:
+    known_recipes(fleet, known)
+    send(fleet, "cam-00", 200)
+    with fleet.database.write() as session:
+        made = service.start(
+            session, fleet.store, "digits", RECIPE | {"variants": variants}, fleet.clock()
+        )
+    with fleet.database.read() as session:
+        arguments = session.get_one(Job, made.job_id).arguments
+    assert (arguments["recipes"], arguments["variants"]) == (expected, variants)
+
+
 def test_the_trigger_fires_again_for_another_incident_only(fleet: Fleet) -> None:
     add_trigger(fleet)
     drift(fleet)

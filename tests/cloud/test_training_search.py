@@ -24,7 +24,7 @@ from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training import boards, search, service
 from edgefleet_cloud.training.boards import Board
 from edgefleet_cloud.training.search import SearchRequest
-from edgefleet_cloud.training.service import TrainRequest
+from edgefleet_cloud.training.service import BoundRecipe, TrainRequest
 from edgefleet_cloud.training.testing import WITHOUT
 from edgefleet_converters.errors import BadInputError
 from edgefleet_protocol import manifest
@@ -155,7 +155,6 @@ def test_a_search_gives_each_board_of_the_fleet_its_variant_as_a_new_version(
     with database.write() as session:
         job_id = search.start_search(session, request, 2.0).id
     job = finish(database, runner, job_id)
-    runner.close()
     assert job.error is None
     choices = {choice["board"]: choice for choice in job.result["choices"]}
     assert sorted(choices) == ["generic-x86_64", "rpi4"]
@@ -182,6 +181,35 @@ def test_a_search_gives_each_board_of_the_fleet_its_variant_as_a_new_version(
     assert "onnx-student" in html
     found = json.loads(store.read(second.reports["json"]))
     assert [choice["chosen"] for choice in found["choices"]] == [chosen[b] for b in sorted(chosen)]
+    retrained_like(database, store, runner, second)
+    runner.close()
+
+
+def retrained_like(database: Database, store: Store, runner: JobRunner, run: Run) -> None:
+    """A retraining takes over what the search chose, and for which boards."""
+    assert run.dataset is not None
+    assert run.holdout is not None
+    with database.write() as session:
+        released = registry.champion(session, "iris")
+        assert released is not None
+        before = registry.variants(session, released.id)
+        request = TrainRequest(
+            model="iris",
+            trainer="sklearn",
+            dataset=run.dataset,
+            holdout=run.holdout,
+            parameters={"estimator": "RandomForestClassifier", "n_estimators": 9},
+            recipes=[BoundRecipe(item.recipe, item.needs.get("boards", [])) for item in before],
+        )
+        job_id = service.start_training(session, request, 6.0, compare=True).id
+    job = finish(database, runner, job_id)
+    assert job.error is None
+    with database.read() as session:
+        made = registry.variants(session, registry.get_version(session, "iris", "3").id)
+    assert [(item.name, item.recipe, item.needs.get("boards")) for item in made] == [
+        (item.name, item.recipe, item.needs.get("boards")) for item in before
+    ]
+    assert job.result["comparison"]["rows"] == 75
 
 
 # --- what is refused, and what people see -------------------------------------------------------

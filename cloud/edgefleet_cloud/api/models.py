@@ -31,6 +31,7 @@ class VariantAnswer(BaseModel):
     model_bytes: int
     transfer_bytes: int = Field(description="Of the whole bundle as sent.")
     manifest: str | None = Field(description="Digest of the manifest.")
+    recipe: str = Field(description="That made it, as YAML; empty for a finished bundle.")
 
 
 class VersionAnswer(BaseModel):

@@ -28,6 +28,7 @@ class VariantEntry(Struct, frozen=True):
     model_bytes: int
     transfer_bytes: int
     manifest: str | None
+    recipe: str = ""
 
 
 class Registration(Struct, frozen=True):
@@ -71,7 +72,7 @@ def _store_variant(
     if item.state != "verified":
         return VariantEntry(
             item.name, item.runtime, "refused", item.reason, measured, needs, None,
-            len(item.model), 0, None,
+            len(item.model), 0, None, item.recipe,
         )  # fmt: skip
     bundle = write_bundle(item, reference, model=model, version=version, lineage=lineage)
     for blob in bundle.blobs.values():
@@ -79,4 +80,5 @@ def _store_variant(
     return VariantEntry(
         item.name, item.runtime, "verified", None, measured, needs, store.put(item.model),
         len(item.model), bundle.manifest.transfer_bytes, store.put(bundle.manifest_bytes),
+        item.recipe,
     )  # fmt: skip

@@ -27,7 +27,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             champion was trained on.
         holdout_share: of the field rows, on which champion and challenger are compared.
         seed: of the split and of the training.
-        variants: to make; None for all that apply.
+        variants: to make; None for those of the champion, bound to the same boards, so that what
+            a search chose stays; where their recipes are not known, for all that apply.
         budget: of the model on a device.
         min_gain: the challenger's score on the held-out field rows must be higher by at least
             this, and significantly higher than the champion's.

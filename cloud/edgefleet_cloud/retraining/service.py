@@ -280,6 +280,7 @@ def _start(
         parameters=recipe.parameters,
         seed=recipe.seed,
         variants=recipe.variants,
+        recipes=_recipes_of(session, champion) if recipe.variants is None else [],
         budget=recipe.budget,
     )
     job = training.start_training(session, request, now, compare=True)
@@ -295,6 +296,15 @@ def _start(
     session.add(made)
     session.flush()
     return made
+
+
+def _recipes_of(session: Session, champion: Version) -> list[training.BoundRecipe]:
+    """Return what the champion's variants were made by, and for; [] if that is not known of all."""
+    made = [
+        training.BoundRecipe(variant.recipe, variant.needs.get("boards", []))
+        for variant in registry.variants(session, champion.id)
+    ]
+    return made if all(item.recipe for item in made) else []
 
 
 def _base(session: Session, recipe: Recipe, run: Run) -> list[Dataset]:

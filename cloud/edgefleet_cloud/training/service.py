@@ -29,6 +29,13 @@ HOLDOUT_SHARE = 0.25
 STRATEGIES = ("direct", "staged", "canary")
 
 
+class BoundRecipe(Struct, frozen=True):
+    """A recipe (YAML) whose variant goes to `boards`; to all where none are named."""
+
+    recipe: str
+    boards: list[str]
+
+
 class TrainRequest(Struct, frozen=True):
     """A training to start.
 
@@ -39,6 +46,7 @@ class TrainRequest(Struct, frozen=True):
             compared on them too.
         parameters: of the trainer (`trainers`).
         variants: to make; None for all that apply.
+        recipes: to make instead of these, if there are any.
         budget: of the model on a device.
     """
 
@@ -50,6 +58,7 @@ class TrainRequest(Struct, frozen=True):
     parameters: Json = field(default_factory=dict)
     seed: int = 0
     variants: list[str] | None = None
+    recipes: list[BoundRecipe] = field(default_factory=list)
     budget: DeviceBudget = field(default_factory=DeviceBudget)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from edgefleet_cloud import __version__
 from edgefleet_cloud.datasets import content
@@ -20,12 +21,14 @@ from edgefleet_cloud.jobs.worker import Context
 from edgefleet_cloud.registry import handed_in
 from edgefleet_cloud.registry.registration import Registration, store_result
 from edgefleet_cloud.training.comparison import Comparison, compare
+from edgefleet_cloud.training.service import BoundRecipe
 from edgefleet_cloud.training.trainers import TRAINERS
 from edgefleet_cloud.values import Json
 from edgefleet_converters import bundle_archive
-from edgefleet_converters.conversion import DeviceBudget
+from edgefleet_converters.conversion import VARIANTS, DeviceBudget
 from edgefleet_converters.pipeline import ConversionRequest, ConversionResult
 from edgefleet_converters.pipeline import convert as run_conversion
+from edgefleet_converters.recipes import recipe
 from edgefleet_protocol.manifest import Lineage
 
 CODE = f"edgefleet-cloud {__version__}"
@@ -76,6 +79,7 @@ class TrainArguments(Struct, forbid_unknown_fields=True):
     Attributes:
         dataset, holdout: digests; disjoint rows.
         guard: digest of further rows to compare on, None for none.
+        recipes: to make instead of `variants`, if there are any.
         champion: version and manifests (variant → digest) to compare with, None for no comparison.
     """
 
@@ -89,6 +93,7 @@ class TrainArguments(Struct, forbid_unknown_fields=True):
     label: str
     variants: list[str] | None
     seed: int
+    recipes: list[BoundRecipe] = field(default_factory=list)
     guard: str | None = None
     champion: Json | None = None
     budget: DeviceBudget = field(default_factory=DeviceBudget)
@@ -220,17 +225,35 @@ def _convert_fitted(
     classes: list[str] | None,
     progress: Any,
 ) -> ConversionResult:
+    variants, own = given.variants, []
+    if given.recipes:
+        wanted = [recipe.parse(bound.recipe, "recipe") for bound in given.recipes]
+        variants = [item.name for item in wanted if item.name in VARIANTS]
+        own = [item for item in wanted if item.name not in VARIANTS]
     request = ConversionRequest(
         model_path=str(path),
         sample_path=str(placed(context, given.dataset, f"dataset-{given.dataset[:12]}")),
         label=given.label,
         holdout_path=str(placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
-        variants=given.variants,
+        variants=variants,
         budget=given.budget,
         classes=classes,
         seed=given.seed,
+        recipes=own,
     )
-    return run_conversion(request, progress)
+    return _bound(run_conversion(request, progress), given.recipes)
+
+
+def _bound(result: ConversionResult, recipes: list[BoundRecipe]) -> ConversionResult:
+    """Return a conversion with its variants bound to the boards that their recipes are for."""
+    boards = {recipe.parse(bound.recipe, "recipe").name: bound.boards for bound in recipes}
+    compiled = [
+        item
+        if item.needs is None
+        else replace(item, needs=replace(item.needs, boards=boards.get(item.name, [])))
+        for item in result.compiled
+    ]
+    return replace(result, compiled=compiled)
 
 
 def placed(context: Context, digest: str, name: str) -> Path:

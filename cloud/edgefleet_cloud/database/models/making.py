@@ -128,6 +128,7 @@ class Variant(Base):
         needs: `manifest.Needs` as JSON.
         model_digest, model_bytes: of the model file; transfer_bytes: of the whole bundle as sent.
         manifest: digest of the manifest file, None if refused.
+        recipe: by which it was made, as YAML; empty for a finished bundle.
     """
 
     __tablename__ = "variants"
@@ -144,6 +145,7 @@ class Variant(Base):
     model_bytes: Mapped[Big]
     transfer_bytes: Mapped[Big]
     manifest: Mapped[str | None] = mapped_column(String(64))
+    recipe: Mapped[str] = mapped_column(default="", server_default="")
 
 
 class Release(Base):

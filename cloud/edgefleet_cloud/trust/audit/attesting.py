@@ -122,6 +122,8 @@ def _parameters(run: Run, version: Version, variant: Variant, arguments: Json) -
         "parameters": run.parameters,
         "seed": run.seed,
     }
+    if variant.recipe:
+        asked["recipe"] = variant.recipe
     return asked | {name: arguments[name] for name in ("budget", "label") if name in arguments}
 
 

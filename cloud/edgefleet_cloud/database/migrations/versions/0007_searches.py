@@ -1,4 +1,4 @@
-"""What a run's fitted model is called and which classes it tells apart; reports of searches.
+"""What a run's fitted model is called and tells apart; recipes of variants; reports of searches.
 
 Revision: 0007
 Revises: 0006
@@ -27,6 +27,7 @@ def upgrade() -> None:
     )
     op.add_column("runs", sa.Column("classes", sa.JSON(), nullable=True))
     op.add_column("runs", sa.Column("reports", sa.JSON(), server_default="{}", nullable=False))
+    op.add_column("variants", sa.Column("recipe", sa.String(), server_default="", nullable=False))
     connection = op.get_bind()
     for run in connection.execute(sa.select(_RUNS)).all():
         # Trainers have always written these; what was handed in was kept among the parameters.
@@ -36,6 +37,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_column("variants", "recipe")
     op.drop_column("runs", "reports")
     op.drop_column("runs", "classes")
     op.drop_column("runs", "filename")
