@@ -14,6 +14,7 @@ from sklearn import datasets
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.ensemble import (
     BaggingClassifier,
     ExtraTreesClassifier,
@@ -26,9 +27,11 @@ from sklearn.ensemble import (
     RandomForestRegressor,
     VotingClassifier,
 )
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multioutput import MultiOutputClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
@@ -96,6 +99,8 @@ def run(model: Model, table: Table) -> NDArray[np.float64]:
         make_pipeline(StandardScaler(), SVC()),
         make_pipeline(StandardScaler(), LinearSVC()),
         make_pipeline(StandardScaler(), MLPClassifier((16,), max_iter=2000, random_state=0)),
+        make_pipeline(StandardScaler(), KNeighborsClassifier(weights="distance")),
+        make_pipeline(StandardScaler(), GaussianProcessClassifier()),
         GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression()), {"memory": [None]}),
     ],
     ids=lambda estimator: (
@@ -119,6 +124,15 @@ def test_classifiers_keep_their_classes_and_scores(
     ]
     score = next(t for t in signature.outputs if t.name == signature.score_output)
     assert score.shape == [None, len(made.classes)]
+
+
+def test_topics_of_counts_become_classes(save_model: SaveModel) -> None:
+    X, y = datasets.load_digits(n_class=3, return_X_y=True)
+    topics = LatentDirichletAllocation(5, max_iter=3, random_state=0)
+    model = make_pipeline(topics, LogisticRegression(C=100.0)).fit(X[:150], y[:150])
+    made, scores = export(save_model(model, "m.joblib"), table_of(X[:300]))
+    np.testing.assert_allclose(scores, model.predict_proba(X[:300]), atol=1e-5)
+    assert made.bases["onnx"].signature.inputs[0].dtype == "float32"
 
 
 def test_text_labels_name_the_classes(save_model: SaveModel) -> None:
@@ -231,12 +245,13 @@ def test_trees_send_missing_values_where_they_went(model: Any, save_model: SaveM
         np.testing.assert_array_equal(scores.argmax(axis=1), made.scores.argmax(axis=1))
 
 
-def test_a_detector_whose_trees_cannot_send_missing_values_says_so(save_model: SaveModel) -> None:
+def test_a_detector_sends_missing_values_where_they_went(save_model: SaveModel) -> None:
     X, _ = datasets.load_diabetes(return_X_y=True)
     X[::4, 2] = np.nan
     path = save_model(IsolationForest(n_estimators=10, random_state=0).fit(X), "m.joblib")
-    with pytest.raises(UnsupportedError, match=r"IsolationForest: where its trees send missing"):
-        export(path, table_of(X))
+    made, scores = export(path, table_of(X))
+    assert made.task == "score"
+    assert wrong_rows(scores, made.scores) == 0
 
 
 def test_a_threshold_that_a_device_would_not_keep_is_refused(save_model: SaveModel) -> None:
@@ -248,7 +263,8 @@ def test_a_threshold_that_a_device_would_not_keep_is_refused(save_model: SaveMod
 
 
 @pytest.mark.parametrize("voting", ["soft", "hard"])
-def test_voters_are_weighted(voting: str) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_voters_are_weighted(voting: str, dtype: Any) -> None:
     X, y = datasets.load_wine(return_X_y=True)
     members = [
         ("trees", RandomForestClassifier(8, max_depth=3, random_state=0)),
@@ -258,9 +274,9 @@ def test_voters_are_weighted(voting: str) -> None:
     ]
     model = VotingClassifier(members, voting=voting, weights=[1, 2.5, 9, 2]).fit(X[::2, :4], y[::2])
     columns = [sklearn_export.Column(f"x{i}", True) for i in range(4)]
-    graph = sklearn_export.to_onnx(model, columns, np.float32).SerializeToString()
+    graph = sklearn_export.to_onnx(model, columns, dtype).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    label, scores = session.run(None, {"X": X[:, :4].astype(np.float32)})
+    label, scores = session.run(None, {"X": X[:, :4].astype(dtype)})
     np.testing.assert_array_equal(label, model.predict(X[:, :4]))
     if voting == "soft":
         np.testing.assert_allclose(scores, model.predict_proba(X[:, :4]), atol=1e-5)

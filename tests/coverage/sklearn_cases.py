@@ -74,11 +74,6 @@ CANNOT = {
     "MultiLabelBinarizer": "transforms sets of labels, not rows",
     "PatchExtractor": "cuts a picture into patches: more rows come out than go in",
     "TSNE": "transductive: has no transform for new rows",
-    "LocallyLinearEmbedding": "solves a linear system for each row; there is no such operator in"
-    " ONNX",
-    "SparseCoder": "solves a lasso path for each row; there is no such operator in ONNX",
-    "DictionaryLearning": "solves a lasso path for each row, as SparseCoder",
-    "MiniBatchDictionaryLearning": "solves a lasso path for each row, as SparseCoder",
     "NMF": "iterates until the whole batch has converged: the answer for a row depends on the rows"
     " beside it",
     "MiniBatchNMF": "iterates until the whole batch has converged, as NMF",
@@ -168,6 +163,11 @@ def _kernel() -> tuple[Any, Any]:
     return _float32(X @ X.T)[:60, :60], y[:60]
 
 
+def _atoms() -> NDArray[np.float64]:
+    """Return eight directions in the space of wine, of length 1."""
+    return preprocessing.normalize(np.random.default_rng(0).normal(size=(8, 13)))
+
+
 def _part_labelled() -> tuple[Any, Any]:
     X, y = _wine()
     y = y.copy()
@@ -240,7 +240,14 @@ _ENTRIES: dict[str, list[_Entry]] = {
     "ComplementNB": [("", naive_bayes.ComplementNB, "iris")],
     "MultinomialNB": [("", naive_bayes.MultinomialNB, "iris")],
     "ClassifierChain": [
-        ("", lambda: multioutput.ClassifierChain(_LR(), random_state=0), "two flags")
+        ("", lambda: multioutput.ClassifierChain(_LR(), random_state=0), "two flags"),
+        (
+            "other order, probabilities",
+            lambda: multioutput.ClassifierChain(
+                _LR(), order=[1, 0], chain_method="predict_proba", random_state=0
+            ),
+            "two flags",
+        ),
     ],
     "MultiOutputClassifier": [("", lambda: multioutput.MultiOutputClassifier(_LR()), "two labels")],
     "DummyClassifier": [
@@ -259,7 +266,15 @@ _ENTRIES: dict[str, list[_Entry]] = {
         ("", lambda: model_selection.TunedThresholdClassifierCV(_LR()), "binary")
     ],
     "GaussianProcessClassifier": [
-        ("", lambda: gaussian_process.GaussianProcessClassifier(random_state=0), "binary")
+        ("binary", lambda: gaussian_process.GaussianProcessClassifier(random_state=0), "binary"),
+        ("", lambda: gaussian_process.GaussianProcessClassifier(random_state=0), ""),
+        (
+            "matern",
+            lambda: gaussian_process.GaussianProcessClassifier(
+                gaussian_process.kernels.Matern(2.0, nu=1.5), optimizer=None, random_state=0
+            ),
+            "",
+        ),
     ],
     "HistGradientBoostingClassifier": [
         ("", lambda: ensemble.HistGradientBoostingClassifier(max_iter=10), ""),
@@ -475,6 +490,34 @@ _ENTRIES: dict[str, list[_Entry]] = {
         ("", lambda: impute.IterativeImputer(max_iter=3, random_state=0), "missing"),
     ],
     "MissingIndicator": [("", impute.MissingIndicator, "missing")],
+    "LocallyLinearEmbedding": [
+        ("", manifold.LocallyLinearEmbedding, ""),
+        ("12 neighbours", lambda: manifold.LocallyLinearEmbedding(n_neighbors=12), ""),
+    ],
+    "SparseCoder": [
+        ("", lambda: decomposition.SparseCoder(_atoms()), ""),
+        (
+            "four atoms",
+            lambda: decomposition.SparseCoder(_atoms(), transform_n_nonzero_coefs=4),
+            "",
+        ),
+        (
+            "threshold",
+            lambda: decomposition.SparseCoder(
+                _atoms(), transform_algorithm="threshold", split_sign=True
+            ),
+            "",
+        ),
+    ],
+    "DictionaryLearning": [
+        (
+            "",
+            lambda: decomposition.DictionaryLearning(
+                5, max_iter=20, transform_n_nonzero_coefs=3, random_state=0
+            ),
+            "",
+        )
+    ],
     "LatentDirichletAllocation": [
         ("", lambda: decomposition.LatentDirichletAllocation(3, random_state=0), "counts")
     ],
@@ -549,6 +592,14 @@ _ENTRIES: dict[str, list[_Entry]] = {
     "KNeighborsTransformer": [("", neighbors.KNeighborsTransformer, "")],
     "Isomap": [("", lambda: manifold.Isomap(n_components=2), "")],
     "LocalOutlierFactor": [("", lambda: neighbors.LocalOutlierFactor(novelty=True), "")],
+    "IsolationForest": [
+        ("", lambda: ensemble.IsolationForest(n_estimators=10, random_state=0), ""),
+        (
+            "missing",
+            lambda: ensemble.IsolationForest(n_estimators=10, max_features=0.5, random_state=0),
+            "missing",
+        ),
+    ],
     "EllipticEnvelope": [("", lambda: covariance.EllipticEnvelope(random_state=0), "")],
     "MLPClassifier": [
         (

@@ -46,18 +46,25 @@ def _section(results: list[Result]) -> str:
     for kind in sklearn_cases.KINDS:
         right, total = sklearn.share([result for result in results if result.kind == kind])
         lines.append(f"| {kind} | {right} | {total} |")
-    lines += ["", "Not right, of what could be expressed:", "", "| estimator | case | why |"]
-    lines.append("|---|---|---|")
-    for result in results:
-        if result.state != "right":
-            why = result.detail.replace("|", "/").replace("\n", " ")[:200]
-            lines.append(f"| {result.name} | {result.note or 'default'} | {result.state}: {why} |")
+    lines += _wrong_rows(results)
     lines += ["", "Not counted, because no fixed graph over a row can stand for it:", ""]
     lines += ["| estimator | why |", "|---|---|"]
     lines += [f"| {name} | {why} |" for name, why in sorted(sklearn.CANNOT.items())]
     lines += ["", "Right in all cases, with the largest difference from scikit-learn:", ""]
     lines += ["| kind | estimator | cases | input | difference |", "|---|---|---|---|---|"]
     return "\n".join(lines + _right_rows(results)) + "\n"
+
+
+def _wrong_rows(results: list[Result]) -> list[str]:
+    wrong = [result for result in results if result.state != "right"]
+    if not wrong:
+        return ["", "No case is wrong or refused."]
+    rows = ["", "Not right, of what could be expressed:", "", "| estimator | case | why |"]
+    rows.append("|---|---|---|")
+    for result in wrong:
+        why = result.detail.replace("|", "/").replace("\n", " ")[:200]
+        rows.append(f"| {result.name} | {result.note or 'default'} | {result.state}: {why} |")
+    return rows
 
 
 def _right_rows(results: list[Result]) -> list[str]:

@@ -13,6 +13,8 @@ _SUBSET = {
     "SVC",
     "KNeighborsClassifier",
     "NearestCentroid",
+    "ClassifierChain",
+    "GaussianProcessClassifier",
     "OutputCodeClassifier",
     "FixedThresholdClassifier",
     "LabelSpreading",
@@ -27,11 +29,15 @@ _SUBSET = {
     "SimpleImputer",
     "FunctionTransformer",
     "Isomap",
+    "LatentDirichletAllocation",
+    "LocallyLinearEmbedding",
+    "SparseCoder",
     "Nystroem",
     "FastICA",
     "RandomTreesEmbedding",
     "CountVectorizer",
     "EllipticEnvelope",
+    "IsolationForest",
 }
 
 

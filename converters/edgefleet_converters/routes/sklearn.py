@@ -182,19 +182,7 @@ def _convert(
             return model
     if not found:
         raise refused or AssertionError("two kinds were tried")
-    _refuse_missing_values(estimator, features)
     return min(found, key=lambda entry: entry[0])[1]
-
-
-def _refuse_missing_values(estimator: Any, features: Table) -> None:
-    """Name the one known reason for wrong rows: skl2onnx drops where trees send missing values."""
-    numbers = [features.numbers(name) for name in features.names if features.is_numeric(name)]
-    trees = any(hasattr(part, "tree_") for part in sklearn_export.parts(estimator))
-    if trees and any(np.isnan(column).any() for column in numbers):
-        raise UnsupportedError(
-            f"{describe(estimator)}: where its trees send missing values has no ONNX form in"
-            " skl2onnx; put an imputer before it, or take HistGradientBoosting"
-        )
 
 
 def compares_float64(estimator: Any) -> bool:

@@ -10,11 +10,14 @@ import importlib.util
 
 _MODULES = (
     "bare_boosters",
+    "gaussian_processes",
     "kernels",
     "linear",
     "meta",
     "neighbors",
     "preprocessing",
+    "systems",
+    "topics",
     "trees",
 )
 # Families whose library may not be installed.

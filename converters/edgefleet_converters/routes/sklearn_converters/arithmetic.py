@@ -16,7 +16,8 @@ def squared_distances(graph: Graph, X: str, points: _Floats) -> str:
 
     Differences are squared, not expanded (|x|² - 2xp + |p|²): a row that is a point is at 0.
     """
-    return graph.reduce("ReduceSumSquare", _differences(graph, X, points), axis=2, keepdims=0)
+    apart, axis = _differences(graph, X, points)
+    return graph.reduce("ReduceSumSquare", apart, axis, keepdims=0)
 
 
 def distances(graph: Graph, X: str, points: _Floats, metric: str, p: float = 2.0) -> str:
@@ -25,23 +26,55 @@ def distances(graph: Graph, X: str, points: _Floats, metric: str, p: float = 2.0
     Raises:
         UnsupportedError: a metric that has no form here.
     """
-    if metric == "minkowski":
-        metric = {1.0: "manhattan", 2.0: "euclidean"}.get(float(p), metric)
-    if metric in ("euclidean", "l2"):
-        return graph.op("Sqrt", squared_distances(graph, X, points))
-    if metric in ("cosine",):
+    return from_reduced(graph, _reduced(graph, X, points, metric, p), metric, p)
+
+
+def nearest(
+    graph: Graph, X: str, points: _Floats, count: int, metric: str, p: float = 2.0
+) -> tuple[str, str]:
+    """Return the least reduced distances to `(m, width)` points and their places, `(n, count)`.
+
+    Of equals the first. Points are ordered before roots are taken, which would make equals of some
+    that are not; `from_reduced` takes the roots of those that remain.
+
+    Raises:
+        UnsupportedError: a metric that has no form here.
+    """
+    return graph.top(_reduced(graph, X, points, metric, p), count)
+
+
+def from_reduced(graph: Graph, values: str, metric: str, p: float = 2.0) -> str:
+    """Return the distances whose reduced form are these values."""
+    metric = _named(metric, p)
+    if metric == "euclidean":
+        return graph.op("Sqrt", values)
+    return graph.op("Pow", values, np.array(1.0 / p)) if metric == "minkowski" else values
+
+
+def _reduced(graph: Graph, X: str, points: _Floats, metric: str, p: float) -> str:
+    """Return values that rise with the distances, `(n, m)`: distances without their roots."""
+    metric = _named(metric, p)
+    if metric == "euclidean":
+        return squared_distances(graph, X, points)
+    if metric == "cosine":
         return graph.op("Sub", np.array(1.0), _cosine(graph, X, points))
-    apart = graph.op("Abs", _differences(graph, X, points))
-    if metric in ("manhattan", "l1", "cityblock"):
-        return graph.reduce("ReduceSum", apart, axis=2, keepdims=0)
+    difference, axis = _differences(graph, X, points)
+    apart = graph.op("Abs", difference)
+    if metric == "manhattan":
+        return graph.reduce("ReduceSum", apart, axis, keepdims=0)
     if metric == "chebyshev":
-        return graph.reduce("ReduceMax", apart, axis=2, keepdims=0)
+        return graph.reduce("ReduceMax", apart, axis, keepdims=0)
     if metric == "minkowski":
-        powers = graph.reduce(
-            "ReduceSum", graph.op("Pow", apart, np.array(float(p))), axis=2, keepdims=0
-        )
-        return graph.op("Pow", powers, np.array(1.0 / p))
+        powers = graph.op("Pow", apart, np.array(float(p)))
+        return graph.reduce("ReduceSum", powers, axis, keepdims=0)
     raise UnsupportedError(f"the metric {metric!r} has no ONNX form here")
+
+
+def _named(metric: str, p: float) -> str:
+    """Return a metric under the first of its names."""
+    if metric == "minkowski":
+        return {1.0: "manhattan", 2.0: "euclidean"}.get(float(p), metric)
+    return {"l2": "euclidean", "l1": "manhattan", "cityblock": "manhattan"}.get(metric, metric)
 
 
 def kernel(graph: Graph, X: str, points: _Floats, name: Any, parameters: dict[str, Any]) -> str:
@@ -153,8 +186,15 @@ def affine_of(call: Any, width: int) -> tuple[_Floats, _Floats]:
     return answers[1:] - answers[0], answers[0]
 
 
-def _differences(graph: Graph, X: str, points: _Floats) -> str:
-    return graph.op("Sub", graph.op("Unsqueeze", X, np.array([1])), points[None])
+def _differences(graph: Graph, X: str, points: _Floats) -> tuple[str, int]:
+    """Return the differences of all columns from `(m, width)` points, and the axis of the columns.
+
+    Points come last, `(n, width, m)`, unless there are fewer than columns: ONNX Runtime subtracts
+    and adds up along the last axis, and does so ten times faster where that is long.
+    """
+    if len(points) < points.shape[1]:
+        return graph.op("Sub", graph.op("Unsqueeze", X, np.array([1])), points[None]), 2
+    return graph.op("Sub", graph.op("Unsqueeze", X, np.array([2])), points.T[None]), 1
 
 
 def _cosine(graph: Graph, X: str, points: _Floats) -> str:

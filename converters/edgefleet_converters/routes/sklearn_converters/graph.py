@@ -7,11 +7,15 @@ skl2onnx walks pipelines and calls one converter for each estimator. A converter
 2. `regresses`: the result is `(n, n_targets)`, the predicted values.
 3. `classifies`: the result is `(n, n_classes)`, probabilities or decision values; the label is the
    class of the greatest, the first of equals, as numpy's argmax has it.
-4. `detects`: the result is `(n, 1)`, the decision value; the label is -1 below zero, else 1.
+4. `classifies_several`: the result is a pair of `(n, n_labels)`, labels and scores of several
+   answers for one row.
+5. `detects`: the result is `(n, 1)`, the decision value; the label is -1 below zero, else 1.
 
-Numbers of a graph are all float32 or all float64, as its input is; constants follow.
+Numbers of a graph are all float32 or all float64, as its input is; constants follow. A part that
+needs float64 in any case is written with `Graph.wide` and cast back.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +23,8 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
-# Name of the result; a classifier whose label is not that of its greatest score adds the name of
-# values `(n, n_classes)` of which it is.
+# Name of the result. A classifier whose label is not that of its greatest score adds the name of
+# values `(n, n_classes)` of which it is; one with several labels begins with these.
 Result = str | tuple[str, str]
 Convert = Callable[["Graph", Any, str], Result]
 AnyConvert = TypeVar("AnyConvert", bound=Convert)
@@ -48,6 +52,12 @@ class Graph:
         double = any(isinstance(given.type, DoubleTensorType) for given in operator.inputs)
         self.dtype = np.dtype(np.float64 if double else np.float32)
 
+    def wide(self) -> "Graph":
+        """Return this graph with numbers of float64, for a part for which float32 is too coarse."""
+        other = copy.copy(self)
+        other.dtype = np.dtype(np.float64)
+        return other
+
     def op(self, kind: str, *inputs: str | ArrayLike, **attributes: Any) -> str:
         """Add a node with one output and return the output's name.
 
@@ -69,21 +79,16 @@ class Graph:
             array = array.astype(self.dtype)
         elif array.dtype.kind in "iu":
             array = array.astype(np.int64)
+        if array.dtype.kind not in "UO":
+            return self._tensor(array)
         name: str = self._scope.get_unique_variable_name("constant")
-        if array.dtype.kind in "UO":
-            kind, shape = onnx.TensorProto.STRING, list(array.shape)
-            self._container.add_initializer(name, kind, shape, [str(v) for v in array.ravel()])
-        else:
-            tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
-            self._container.add_initializer(name, tensor.data_type, list(array.shape), tensor)
+        kind, shape = onnx.TensorProto.STRING, list(array.shape)
+        self._container.add_initializer(name, kind, shape, [str(v) for v in array.ravel()])
         return name
 
     def single(self, values: ArrayLike) -> str:
         """Add a constant of float32, whatever the numbers of the graph are."""
-        name: str = self._scope.get_unique_variable_name("constant")
-        tensor = onnx.numpy_helper.from_array(np.asarray(values, np.float32), name)
-        self._container.add_initializer(name, tensor.data_type, list(tensor.dims), tensor)
-        return name
+        return self._tensor(np.asarray(values, np.float32))
 
     def cast(self, value: str, dtype: Any = None) -> str:
         """Return a value as numbers of the graph, or in `dtype`."""
@@ -152,8 +157,15 @@ class Graph:
 
     def label(self, estimator: Any, value: str, width: int) -> str:
         """Return `(n,)` labels of a fitted classifier."""
-        label = self._classified(estimator, value, width, raw=False)[0]
-        return self.op("Reshape", label, np.array([-1]))
+        return self.answer(estimator, value, width, raw=False)[0]
+
+    def answer(self, estimator: Any, value: str, width: int, *, raw: bool) -> tuple[str, str]:
+        """Return `(n,)` labels and `(n, n_classes)` probabilities of a fitted classifier.
+
+        With `raw`, decision values in place of probabilities.
+        """
+        outputs = self._classified(estimator, value, width, raw=raw)
+        return self.op("Reshape", outputs[0], np.array([-1])), outputs[-1]
 
     def _classified(self, estimator: Any, value: str, width: int, *, raw: bool) -> list[str]:
         final = estimator
@@ -161,6 +173,13 @@ class Graph:
             final = final.steps[-1][1]
         self._scope.add_options(id(final), score_options(estimator, final, raw=raw))
         return self.apply(estimator, value, width)
+
+    def _tensor(self, array: NDArray[Any]) -> str:
+        name: str = self._scope.get_unique_variable_name("constant")
+        # Not `ascontiguousarray`, which makes a row of a number.
+        tensor = onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+        self._container.add_initializer(name, tensor.data_type, list(array.shape), tensor)
+        return name
 
     def _type(self, width: int | None) -> Any:
         from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
@@ -231,9 +250,21 @@ def classifies(*kinds: type) -> Decorator:
     return _register(kinds, lambda model: [1, len(model.classes_)], _write_classes, options)
 
 
+def classifies_several(*kinds: type) -> Decorator:
+    """Register a converter of classifiers with several labels."""
+    options = {"zipmap": [False, True], "raw_scores": [False, True]}
+
+    def widths(model: Any) -> list[int | None]:
+        return [len(model.classes_), len(model.classes_)]
+
+    return _register(kinds, widths, _write_several, options)
+
+
 def detects(*kinds: type) -> Decorator:
     """Register a converter of outlier detectors."""
-    return _register(kinds, lambda _: [1, 1], _write_outliers)
+    # The parser of skl2onnx asks for this option.
+    options = {"score_samples": [False]}
+    return _register(kinds, lambda _: [1, 1], _write_outliers, options)
 
 
 def _named_width(model: Any) -> int | None:
@@ -329,9 +360,9 @@ def _declare(operator: Any, widths: list[int | None]) -> None:
     numbers = DoubleTensorType if double else FloatTensorType
     operator.outputs[-1].type = numbers([None, widths[-1]])
     if len(widths) > 1:
-        classes = np.asarray(getattr(operator.raw_operator, "classes_", [0]))
+        classes = np.hstack(getattr(operator.raw_operator, "classes_", [0]))
         label = StringTensorType if classes.dtype.kind in "UO" else Int64TensorType
-        operator.outputs[0].type = label([None])
+        operator.outputs[0].type = label([None] if widths[0] == 1 else [None, widths[0]])
 
 
 def _write_values(graph: Graph, model: Any, result: str, outputs: list[str]) -> None:
@@ -348,6 +379,12 @@ def _write_classes(graph: Graph, model: Any, result: Result, outputs: list[str])
     label = graph.op("Gather", classes, best, axis=0)
     graph._container.add_node("Identity", [label], outputs[:1])
     graph._container.add_node("Identity", [scores], outputs[1:])
+
+
+def _write_several(graph: Graph, model: Any, result: tuple[str, str], outputs: list[str]) -> None:
+    del model
+    for value, output in zip(result, outputs, strict=True):
+        graph._container.add_node("Identity", [value], [output])
 
 
 def _write_outliers(graph: Graph, model: Any, result: str, outputs: list[str]) -> None:

@@ -9,7 +9,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import VotingClassifier
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OutputCodeClassifier
-from sklearn.multioutput import RegressorChain
+from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading, SelfTrainingClassifier
 
 from edgefleet_converters.errors import UnsupportedError
@@ -18,11 +18,13 @@ from edgefleet_converters.routes.sklearn_converters.arithmetic import (
     distances,
     interpolate,
     kernel,
+    nearest,
 )
 from edgefleet_converters.routes.sklearn_converters.graph import (
     Graph,
     Result,
     classifies,
+    classifies_several,
     regresses,
 )
 from edgefleet_converters.routes.sklearn_converters.preprocessing import function, steps
@@ -81,8 +83,8 @@ def voting(graph: Graph, model: Any, X: str) -> str:
             given = graph.scores(estimator, X, model.n_features_in_, raw=False)
         else:
             label = graph.label(estimator, X, model.n_features_in_)
-            depth = np.array(len(model.classes_))
-            given = graph.op("OneHot", label, depth, np.array([0.0, 1.0]))
+            # Not OneHot, which ONNX Runtime does not have for float64.
+            given = graph.op("Gather", np.eye(len(model.classes_)), label, axis=0)
         parts.append(graph.op("Mul", given, np.array(float(weight))))
     return graph.op("Div", graph.op("Sum", *parts), np.array(total))
 
@@ -147,17 +149,15 @@ def output_code(graph: Graph, model: Any, X: str) -> str:
 def label_propagation(graph: Graph, model: Any, X: str) -> str:
     """Labels of the training rows, weighted by the kernel (or of the nearest)."""
     points = np.asarray(model.X_, np.float64)
+    labels = np.asarray(model.label_distributions_, np.float64)
     if model.kernel == "rbf":
         weights = kernel(graph, X, points, "rbf", {"gamma": model.gamma})
+        votes = graph.op("MatMul", weights, labels)
     elif model.kernel == "knn":
-        apart = distances(graph, X, points, "euclidean")
-        least, index = graph.top(apart, model.n_neighbors)
-        ones = graph.op("Add", graph.op("Mul", least, np.array(0.0)), np.array(1.0))
-        nothing = graph.op("Mul", apart, np.array(0.0))
-        weights = graph.op("ScatterElements", nothing, index, ones, axis=1)
+        _, index = nearest(graph, X, points, model.n_neighbors, "euclidean")
+        votes = graph.reduce("ReduceSum", graph.op("Gather", labels, index, axis=0), keepdims=0)
     else:
         raise UnsupportedError("a kernel given as a Python function")
-    votes = graph.op("MatMul", weights, np.asarray(model.label_distributions_, np.float64))
     return graph.op("Div", votes, graph.reduce("ReduceSum", votes))
 
 
@@ -188,3 +188,29 @@ def regressor_chain(graph: Graph, model: Any, X: str) -> str:
         (answer,) = graph.apply(estimator, given, model.n_features_in_ + at)
         answers.append(graph.op("Reshape", answer, np.array([-1, 1])))
     return graph.columns(graph.concat(answers), np.argsort(model.order_))
+
+
+@classifies_several(ClassifierChain)
+def classifier_chain(graph: Graph, model: Any, X: str) -> tuple[str, str]:
+    """Each binary classifier on the row and what those before it say."""
+    if any(len(classes) != 2 for classes in model.classes_):
+        raise UnsupportedError("ClassifierChain of labels with other than two classes")
+    passes = getattr(model, "chain_method_", "predict")  # only a prefitted chain lacks it
+    raw = not hasattr(model, "predict_proba")
+    if passes == "decision_function" and not raw:
+        raise UnsupportedError(
+            "ClassifierChain that passes decision values on and answers probabilities; give"
+            " chain_method 'predict_proba' or 'predict'"
+        )
+    labels: list[str] = []
+    scores: list[str] = []
+    passed: list[str] = []
+    for at, estimator in enumerate(model.estimators_):
+        given = graph.concat([X, *passed])
+        label, each = graph.answer(estimator, given, model.n_features_in_ + at, raw=raw)
+        labels.append(graph.op("Reshape", label, np.array([-1, 1])))
+        scores.append(graph.columns(each, [1]))
+        said = graph.cast(labels[-1]) if passes == "predict" else scores[-1]
+        passed.append(graph.op("Log", said) if passes == "predict_log_proba" else said)
+    order = np.argsort(model.order_)
+    return graph.columns(graph.concat(labels), order), graph.columns(graph.concat(scores), order)

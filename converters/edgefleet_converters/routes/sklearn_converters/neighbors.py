@@ -16,7 +16,12 @@ from sklearn.neighbors import (
 )
 
 from edgefleet_converters.errors import UnsupportedError
-from edgefleet_converters.routes.sklearn_converters.arithmetic import distances, squared_distances
+from edgefleet_converters.routes.sklearn_converters.arithmetic import (
+    distances,
+    from_reduced,
+    nearest,
+    squared_distances,
+)
 from edgefleet_converters.routes.sklearn_converters.graph import (
     Graph,
     Result,
@@ -30,14 +35,14 @@ from edgefleet_converters.routes.sklearn_converters.graph import (
 def k_neighbors_classifier(graph: Graph, model: Any, X: str) -> str:
     """Share of the weights of each class among the nearest."""
     votes = np.eye(len(model.classes_))[_one_answer(model._y)]
-    return _weighted_mean(graph, _nearest_weights(graph, model, X), votes)
+    return _mean_of_nearest(graph, model, X, votes)
 
 
 @regresses(KNeighborsRegressor)
 def k_neighbors_regressor(graph: Graph, model: Any, X: str) -> str:
     """Weighted mean of the nearest."""
     values = np.reshape(model._y, (len(model._y), -1)).astype(np.float64)
-    return _weighted_mean(graph, _nearest_weights(graph, model, X), values)
+    return _mean_of_nearest(graph, model, X, values)
 
 
 @classifies(RadiusNeighborsClassifier)
@@ -60,7 +65,8 @@ def radius_neighbors_classifier(graph: Graph, model: Any, X: str) -> str:
 def radius_neighbors_regressor(graph: Graph, model: Any, X: str) -> str:
     """Weighted mean within the radius; NaN without any."""
     values = np.reshape(model._y, (len(model._y), -1)).astype(np.float64)
-    return _weighted_mean(graph, _weights_within(graph, model, X), values)
+    weights = _weights_within(graph, model, X)
+    return graph.op("Div", graph.op("MatMul", weights, values), graph.reduce("ReduceSum", weights))
 
 
 @classifies(NearestCentroid)
@@ -97,8 +103,9 @@ def isomap(graph: Graph, model: Any, X: str) -> str:
     """Shortest way over a near training row to all others, through the kernel PCA."""
     if model.n_neighbors is None:
         raise UnsupportedError("neighbours within a radius; expected a number of neighbours")
-    apart = _distances(graph, model.nbrs_, X)
-    least, index = graph.top(apart, model.n_neighbors)
+    X, points, metric, p = training_rows(graph, model.nbrs_, X)
+    least, index = nearest(graph, X, points, model.n_neighbors, metric, p)
+    least = from_reduced(graph, least, metric, p)
     ways = graph.op("Gather", np.asarray(model.dist_matrix_, np.float64), index, axis=0)
     whole = graph.op("Add", ways, graph.op("Unsqueeze", least, np.array([2])))
     shortest = graph.reduce("ReduceMin", whole, axis=1, keepdims=0)
@@ -136,26 +143,41 @@ def _one_answer(codes: NDArray[Any]) -> NDArray[Any]:
 
 
 def _distances(graph: Graph, model: Any, X: str) -> str:
+    return distances(graph, *training_rows(graph, model, X))
+
+
+def training_rows(graph: Graph, model: Any, X: str) -> tuple[str, NDArray[np.float64], str, float]:
+    """Return rows, training rows `(m, width)`, metric and p: what distances of a model are between.
+
+    Raises:
+        UnsupportedError: a metric that is a Python function.
+    """
     points = model._fit_X
     if hasattr(points, "toarray"):
         points = points.toarray()
-    metric, p = model.effective_metric_, model.effective_metric_params_.get("p", model.p)
+    metric, parameters = model.effective_metric_, model.effective_metric_params_
     if callable(metric):
         raise UnsupportedError("a metric given as a Python function")
-    return distances(graph, X, np.asarray(points, np.float64), metric, p)
+    p = float(parameters.get("p", model.p))
+    points = np.asarray(points, np.float64)
+    if parameters.get("w") is not None:  # the sum of w |x - p|^p
+        scale = np.asarray(parameters["w"], np.float64) ** (1.0 / p)
+        return graph.op("Mul", X, scale), points * scale, metric, p
+    return X, points, metric, p
 
 
-def _nearest_weights(graph: Graph, model: Any, X: str) -> str:
-    """Return the weight of each training row, `(n, m)`: 0 for all but the nearest."""
-    apart = _distances(graph, model, X)
+def _mean_of_nearest(graph: Graph, model: Any, X: str, values: NDArray[np.float64]) -> str:
+    """Return the weighted mean of `(m, width)` values of training rows, over the nearest."""
     _check_weights(model)
-    least, index = graph.top(apart, model.n_neighbors)
-    if model.weights == "distance":
-        chosen = _inverse(graph, least)
-    else:
-        chosen = graph.op("Add", graph.op("Mul", least, np.array(0.0)), np.array(1.0))
-    nothing = graph.op("Mul", apart, np.array(0.0))
-    return graph.op("ScatterElements", nothing, index, chosen, axis=1)
+    X, points, metric, p = training_rows(graph, model, X)
+    least, index = nearest(graph, X, points, model.n_neighbors, metric, p)
+    chosen = graph.op("Gather", values, index, axis=0)
+    if model.weights == "uniform":
+        return graph.reduce("ReduceMean", chosen, keepdims=0)
+    weights = _inverse(graph, from_reduced(graph, least, metric, p))
+    weighted = graph.op("Mul", chosen, graph.op("Unsqueeze", weights, np.array([2])))
+    total = graph.reduce("ReduceSum", weights)
+    return graph.op("Div", graph.reduce("ReduceSum", weighted, keepdims=0), total)
 
 
 def _weights_within(graph: Graph, model: Any, X: str) -> str:
@@ -179,7 +201,3 @@ def _inverse(graph: Graph, apart: str) -> str:
 def _check_weights(model: Any) -> None:
     if model.weights not in ("uniform", "distance"):
         raise UnsupportedError("weights given as a Python function")
-
-
-def _weighted_mean(graph: Graph, weights: str, values: NDArray[np.float64]) -> str:
-    return graph.op("Div", graph.op("MatMul", weights, values), graph.reduce("ReduceSum", weights))

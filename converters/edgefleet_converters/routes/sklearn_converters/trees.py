@@ -11,6 +11,7 @@ Two kinds:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.ensemble import (
     ExtraTreesRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
+    IsolationForest,
     RandomForestClassifier,
     RandomForestRegressor,
     RandomTreesEmbedding,
@@ -36,6 +38,7 @@ from edgefleet_converters.routes.sklearn_converters.forests import Forest, Split
 from edgefleet_converters.routes.sklearn_converters.graph import (
     Graph,
     classifies,
+    detects,
     regresses,
     transforms,
 )
@@ -54,6 +57,37 @@ def random_forest(graph: Graph, model: Any, X: str) -> str:
     """The mean over its trees. Divided at the end, so that equal votes stay equal in float32."""
     trees = model.estimators_
     return graph.op("Div", _sum(graph, trees, X), np.array(float(len(trees))))
+
+
+@detects(IsolationForest)
+def isolation_forest(graph: Graph, model: Any, X: str) -> str:
+    """How much sooner than a random row this one is told apart: offset less 2^(-depth / expected).
+
+    A leaf adds the depth at which it lies, and what it would take to tell its training rows apart.
+    Reference: F. T. Liu, K. M. Ting, Z.-H. Zhou (2008), Isolation Forest, formulas 1 and 2; and
+    scikit-learn's `IsolationForest._compute_score_samples`.
+    """
+    # Not public: here, so that a release without it leaves the other trees as they are.
+    from sklearn.ensemble._iforest import _average_path_length
+
+    expected = len(model.estimators_) * float(_average_path_length([model._max_samples])[0])
+    if expected == 0:
+        raise UnsupportedError("trees of a single training row each")
+    trees = []
+    for estimator, columns, depth, further in zip(
+        model.estimators_,
+        model.estimators_features_,
+        model._decision_path_lengths,
+        model._average_path_length_per_tree,
+        strict=True,
+    ):
+        tree = _tree(estimator.tree_, depth + further - 1.0)
+        if model._max_features < model.n_features_in_:
+            tree = replace(tree, feature=np.where(tree.feature < 0, -1, columns[tree.feature]))
+        trees.append(tree)
+    total = write(graph, Forest(trees, np.zeros(1), float64=False), X, model.n_features_in_)
+    score = graph.op("Exp", graph.op("Mul", total, np.array(-np.log(2.0) / expected)))
+    return graph.op("Sub", np.array(-float(model.offset_)), score)
 
 
 def _sum(graph: Graph, models: Sequence[Any], X: str) -> str:
