@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.database.sessions import Database
+from edgefleet_cloud.errors import ConflictError
 from edgefleet_cloud.jobs import runner as runner_module
 from edgefleet_cloud.jobs import service
 from edgefleet_cloud.jobs.kinds import Kind
@@ -104,6 +105,10 @@ class Rig:
             kinds=KINDS,
             deadline_s=60.0,
         )
+
+    def cancel(self, job_id: int) -> None:
+        with self.database.write() as session:
+            service.cancel(session, job_id, self.now, KINDS)
 
     def submit(self, name: str, **arguments: object) -> int:
         with self.database.write() as session:
@@ -254,6 +259,53 @@ def test_a_job_past_its_deadline_is_killed_and_fails(rig: Rig, tmp_path: Path) -
     rig.now += 0.1
     rig.tick_until(lambda: rig.job(job_id).state == JobState.FAILED)
     assert rig.job(job_id).error == "ran longer than 60 s and was stopped"
+
+
+def test_a_cancelled_job_has_failed_and_its_process_is_gone(rig: Rig, tmp_path: Path) -> None:
+    job = rig.submit("wait_for", path=str(tmp_path / "never"))
+    rig.tick_until(lambda: rig.job(job).step.startswith("waiting for"))
+    process = worker_of(rig)
+    rig.cancel(job)
+    assert rig.job(job).error == "cancelled by hub"
+    assert rig.job(job).result == {"noted": "cancelled by hub"}
+    rig.tick_until(lambda: not list((tmp_path / "jobs").iterdir()))
+    process.wait(DEADLINE_S)
+    assert (rig.job(job).state, rig.job(job).attempts) == (JobState.FAILED, 1)
+
+
+def test_a_cancelled_job_in_the_queue_never_starts(rig: Rig, tmp_path: Path) -> None:
+    job = rig.submit("wait_for", path=str(tmp_path / "never"))
+    rig.cancel(job)
+    rig.runner.tick()
+    assert (rig.job(job).state, rig.job(job).attempts) == (JobState.FAILED, 0)
+
+
+def test_the_result_of_a_job_that_was_cancelled_meanwhile_is_not_heard(
+    rig: Rig, tmp_path: Path
+) -> None:
+    job = rig.submit("wait_for", path=str(tmp_path / "go"))
+    rig.tick_until(lambda: rig.job(job).step.startswith("waiting for"))
+    (tmp_path / "go").touch()
+    (running,) = rig.runner._running.values()
+    running.future.result(DEADLINE_S)
+    rig.cancel(job)
+    rig.tick_until(lambda: not list((tmp_path / "jobs").iterdir()))
+    assert rig.job(job).result == {"noted": "cancelled by hub"}
+
+
+def test_a_job_that_has_ended_is_not_cancelled(rig: Rig) -> None:
+    job = rig.submit("double", number=1)
+    rig.tick_until(lambda: rig.job(job).state == JobState.SUCCEEDED)
+    with pytest.raises(ConflictError, match=f"job {job} has succeeded already"):
+        rig.cancel(job)
+
+
+def test_a_cancelled_job_stays_so_when_the_hub_stops(rig: Rig, tmp_path: Path) -> None:
+    job = rig.submit("wait_for", path=str(tmp_path / "never"))
+    rig.tick_until(lambda: rig.job(job).step.startswith("waiting for"))
+    rig.cancel(job)
+    rig.runner.close()
+    assert rig.job(job).state == JobState.FAILED
 
 
 def test_stopping_the_hub_kills_its_workers_and_queues_their_jobs_again(

@@ -240,6 +240,14 @@ def _(world: World) -> Asked:
     return Asked({"run.search"}, path, request={"json": {"boards": [{"name": "rpi4"}]}})
 
 
+@route("POST /v1/jobs/{job_id}/cancel")
+def _(world: World) -> Asked:
+    name = world.dataset(world.name("rows"))["name"]
+    body = {"model": "door", "trainer": "sklearn", "dataset": name}
+    job = world.post("/v1/runs", body | {"parameters": {"estimator": "LogisticRegression"}})["id"]
+    return Asked({"job.cancel"}, {"job_id": job})
+
+
 def _decision(action: str, state: VersionState) -> Callable[[World], Asked]:
     def scenario(world: World) -> Asked:
         path = {"model": "digits", "version": world.version(state)}

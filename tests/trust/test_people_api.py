@@ -56,6 +56,7 @@ SAMPLES = [
     ("POST", "/v1/datasets/bundled", {"name": "?"}, Permission.MAKE),
     ("POST", "/v1/runs", {"model": "m", "trainer": "?", "dataset": "?"}, Permission.MAKE),
     ("POST", "/v1/models/m/versions/1/search", {}, Permission.MAKE),
+    ("POST", "/v1/jobs/7/cancel", None, Permission.MAKE),
     ("POST", "/v1/models/m/versions/1/approve", {}, Permission.RELEASE),
     ("POST", "/v1/models/m/versions/1/release", {}, Permission.RELEASE),
     ("PUT", "/v1/models/m/risk", {"risk": "high"}, Permission.RELEASE),

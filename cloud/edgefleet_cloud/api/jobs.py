@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.api.context import Hub, RowId, allow
+from edgefleet_cloud.api.context import Asker, Hub, RowId, allow, check
 from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.jobs import service
 from edgefleet_cloud.trust.people.roles import Permission
@@ -48,3 +48,17 @@ def show_job(hub: Hub, job_id: RowId) -> Job:
     """Show one job."""
     with hub.database.read() as session:
         return service.get(session, job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    dependencies=allow(Permission.MAKE, model_in_body=True),
+    response_model=JobAnswer,
+)
+def cancel_job(hub: Hub, asker: Asker, job_id: RowId) -> Job:
+    """End a job that is wanted no more: it fails, makes no version, and its process is killed."""
+    with hub.database.write() as session:
+        check(asker, Permission.MAKE, service.get(session, job_id).arguments["model"])
+        job = service.cancel(session, job_id, hub.clock())
+    hub.wake()
+    return job

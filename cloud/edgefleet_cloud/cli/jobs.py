@@ -52,6 +52,17 @@ def watch_job(
     output.show(row, (*_COLUMNS, "result"), json_flag)
 
 
+@app.command("cancel")
+def cancel_job(
+    ctx: typer.Context,
+    job: Annotated[int, typer.Argument(help="Number of the job.")],
+    json_flag: JsonFlag = False,
+) -> None:
+    """End a job that is wanted no more; it makes no version."""
+    row = connect(ctx).post(f"/v1/jobs/{job}/cancel")
+    output.show(row, ("id", "kind", "state", "error"), json_flag)
+
+
 def follow(client: Client, job_id: int) -> dict[str, Any]:
     """Show the progress of a job on standard error until it ends, and return it.
 

@@ -10,6 +10,8 @@ Rules:
    (two hubs cannot share a home), or its process could not be started.
 5. A job that runs longer than its deadline is killed, and fails for good.
 6. When the hub stops, its running jobs are queued again, and the attempt is not counted.
+7. A job that somebody has cancelled is not running any more: its process is killed, and whatever
+   that had to say is not heard.
 """
 
 import logging
@@ -27,6 +29,7 @@ from sqlalchemy.orm import Session
 from edgefleet_cloud.database.models import Job, JobState
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.errors import HubError
+from edgefleet_cloud.jobs import service
 from edgefleet_cloud.jobs.kinds import KINDS, Kind, load
 from edgefleet_cloud.jobs.processes import LocalProcesses, Workers
 from edgefleet_cloud.jobs.service import MAX_ATTEMPTS
@@ -89,6 +92,7 @@ class JobRunner:
 
     def tick(self) -> None:
         """Collect what has ended, persist progress, adopt orphans, start what fits."""
+        self._stop_cancelled()
         for job_id, running in list(self._running.items()):
             if running.future.done():
                 self._collect(job_id, running)
@@ -105,8 +109,8 @@ class JobRunner:
         self._workers.close()
         with self._database.write() as session:
             for job_id, running in self._running.items():
-                job = session.get_one(Job, job_id)
-                job.state, job.owner, job.attempts = JobState.QUEUED, None, job.attempts - 1
+                if job := _running_job(session, job_id):
+                    job.state, job.owner, job.attempts = JobState.QUEUED, None, job.attempts - 1
                 shutil.rmtree(running.folder, ignore_errors=True)
         self._running.clear()
 
@@ -148,6 +152,14 @@ class JobRunner:
 
     # --- watching -----------------------------------------------------------------------------
 
+    def _stop_cancelled(self) -> None:
+        if not self._running:
+            return
+        ended = select(Job.id).where(Job.id.in_(self._running), Job.state != JobState.RUNNING)
+        with self._database.read() as session:
+            for job_id in session.scalars(ended).all():
+                self._workers.stop(job_id)
+
     def _persist_progress(self) -> None:
         said = {}
         for job_id, running in self._running.items():
@@ -157,7 +169,9 @@ class JobRunner:
         if not said:
             return
         with self._database.read() as session:
-            rows = session.scalars(select(Job).where(Job.id.in_(said)))
+            rows = session.scalars(
+                select(Job).where(Job.id.in_(said), Job.state == JobState.RUNNING)
+            )
             changed = [job.id for job in rows if (job.progress, job.step) != said[job.id]]
         if changed:
             with self._database.write() as session:
@@ -174,7 +188,8 @@ class JobRunner:
                 self._fail(job_id, f"ran longer than {self._deadline_s:.0f} s and was stopped")
             elif isinstance(error, BrokenExecutor):
                 with self._database.write() as session:
-                    self._requeue(session, session.get_one(Job, job_id), "its process died")
+                    if job := _running_job(session, job_id):
+                        self._requeue(session, job, "its process died")
             elif error is not None:
                 logger.error("job %d could not be run", job_id, exc_info=error)
                 self._fail(job_id, f"{type(error).__name__}: {error}")
@@ -207,7 +222,9 @@ class JobRunner:
     def _succeed(self, job_id: int, result: Json) -> None:
         now = self._clock()
         with self._database.write() as session:
-            job = session.get_one(Job, job_id)
+            job = _running_job(session, job_id)
+            if job is None:
+                return
             finish = load(self._kinds[job.kind].finish)
             job.result = finish(session, self._store, job, result, now)
             job.state, job.finished_at = JobState.SUCCEEDED, now
@@ -215,7 +232,8 @@ class JobRunner:
 
     def _fail(self, job_id: int, error: str) -> None:
         with self._database.write() as session:
-            self._end_failed(session, session.get_one(Job, job_id), error)
+            if job := _running_job(session, job_id):
+                self._end_failed(session, job, error)
 
     def _requeue(self, session: Session, job: Job, why: str) -> None:
         if job.attempts >= MAX_ATTEMPTS:
@@ -225,6 +243,10 @@ class JobRunner:
         job.state, job.owner = JobState.QUEUED, None
 
     def _end_failed(self, session: Session, job: Job, error: str) -> None:
-        now = self._clock()
-        job.state, job.error, job.finished_at = JobState.FAILED, error, now
-        load(self._kinds[job.kind].fail)(session, job, error, now)
+        service.fail(session, job, error, self._clock(), self._kinds)
+
+
+def _running_job(session: Session, job_id: int) -> Job | None:
+    """Return a job; None if it has been cancelled."""
+    job = session.get_one(Job, job_id)
+    return job if job.state == JobState.RUNNING else None
