@@ -41,6 +41,15 @@ def test_bundles_made_elsewhere_are_verified_registered_and_shipped(
     assert leaf["reported"]["variant"] == "onnx-fp32"
 
 
+def test_a_version_that_came_as_bundles_cannot_be_searched_at_the_hub(
+    fleet: Fleet, made: Path
+) -> None:
+    assert fleet.cli("import", made, "--name", "branch").returncode == 0
+    done = fleet.cli("search", "branch", "1")
+    assert done.returncode == 2
+    assert "branch 1 came as finished bundles" in done.stderr
+
+
 def test_a_folder_without_bundles_is_wrong_use(fleet: Fleet, tmp_path: Path) -> None:
     done = fleet.cli("import", tmp_path)
     assert done.returncode == 2
