@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,16 @@ import httpx
 import pytest
 
 from edgefleet_cloud.api.testing import served
+from edgefleet_cloud.database.models import Job
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.fleet.testing import open_services, until
+from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.jobs.runner import JobRunner
 from edgefleet_cloud.services import Services
 from edgefleet_cloud.storage import Store
 from edgefleet_cloud.training.testing import KINDS, InlineWorkers
+
+JOB_DEADLINE_S = 200.0
 
 
 class Clock:
@@ -112,3 +117,16 @@ def hub_rig(migrated: Path, tmp_path: Path, clock: Clock) -> Iterator[HubRig]:
         ticking.join()
         runner.close()
         services.database.close()
+
+
+def finish(database: Database, runner: JobRunner, job_id: int) -> Job:
+    """Let the runner work until a job has ended, and return it."""
+    deadline = time.monotonic() + JOB_DEADLINE_S
+    while True:
+        runner.tick()
+        with database.read() as session:
+            job = jobs.get(session, job_id)
+        if job.state in jobs.FINAL_STATES:
+            return job
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)

@@ -16,6 +16,13 @@ from edgefleet_cloud.database.models import Base, Device, Model, Run
 from edgefleet_cloud.database.sessions import MIGRATIONS, Database
 
 
+def alembic(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", url)
+    return config
+
+
 def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"render_as_batch": True})
@@ -49,9 +56,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(
 def test_migrating_down_removes_every_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new.db'}"
     Database(url).close()
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("sqlalchemy.url", url)
+    config = alembic(url)
     command.downgrade(config, "base")
     database = Database(url)
     assert "jobs" in inspect(database.engine).get_table_names()
@@ -125,9 +130,7 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
 def test_runs_of_an_older_hub_learn_what_their_fitted_model_is_called(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'old.db'}"
     Database(url).close()
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("sqlalchemy.url", url)
+    config = alembic(url)
     command.downgrade(config, "0006")
     database = create_engine(url)
     runs = [

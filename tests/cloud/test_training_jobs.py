@@ -3,20 +3,17 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgefleet_cloud.database.models import Dataset, Job, Run
+from edgefleet_cloud.database.models import Dataset, Run
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.datasets import bundled, content
 from edgefleet_cloud.datasets import service as datasets
 from edgefleet_cloud.errors import InvalidError
-from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.jobs.runner import JobRunner
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.storage import Store
@@ -25,8 +22,7 @@ from edgefleet_cloud.training.service import TrainRequest
 from edgefleet_converters.sources import load_estimator, recognise
 from edgefleet_converters.tables import Table
 from edgefleet_protocol.profiles import DeviceProfile
-
-DEADLINE_S = 200.0
+from tests.cloud.conftest import JOB_DEADLINE_S, finish
 
 
 def add_split(database: Database, store: Store, name: str) -> tuple[Dataset, Dataset]:
@@ -35,18 +31,6 @@ def add_split(database: Database, store: Store, name: str) -> tuple[Dataset, Dat
     with database.write() as session:
         row = datasets.add(session, whole, name=name, source=f"bundled:{name}", now=1.0)
         return datasets.add_split(session, row, *parts, 1.0)
-
-
-def finish(database: Database, runner: JobRunner, job_id: int) -> Job:
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        runner.tick()
-        with database.read() as session:
-            job = jobs.get(session, job_id)
-        if job.state in jobs.FINAL_STATES:
-            return job
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.05)
 
 
 def test_a_training_is_converted_registered_and_offered_to_devices(
@@ -191,7 +175,7 @@ def test_keras_trainers_learn_digits_and_a_line(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=JOB_DEADLINE_S,
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["accuracy"] >= 0.97

@@ -1,8 +1,6 @@
 """Searches at the hub: what they aim at, what they refuse, and a real one in a job's process."""
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,11 @@ from typer.testing import CliRunner
 from edgefleet_cloud.cli import app
 from edgefleet_cloud.cli.client import Client
 from edgefleet_cloud.cli.output import ExitCode
-from edgefleet_cloud.database.models import Device, DeviceState, Job, Run
+from edgefleet_cloud.database.models import Device, DeviceState, Run
 from edgefleet_cloud.database.sessions import Database
 from edgefleet_cloud.datasets import bundled, content
 from edgefleet_cloud.datasets import service as datasets
 from edgefleet_cloud.errors import InvalidError, NotFoundError
-from edgefleet_cloud.jobs import service as jobs
 from edgefleet_cloud.jobs.runner import JobRunner
 from edgefleet_cloud.registry import service as registry
 from edgefleet_cloud.storage import Store
@@ -29,8 +26,8 @@ from edgefleet_cloud.training.testing import WITHOUT
 from edgefleet_converters.errors import BadInputError
 from edgefleet_protocol import manifest
 from edgefleet_protocol.profiles import DeviceProfile
+from tests.cloud.conftest import finish
 
-DEADLINE_S = 200.0
 CSV = "length,width,answer\n" + "".join(
     f"{i},{i * 2},{'yes' if i % 2 else 'no'}\n" for i in range(40)
 )
@@ -108,18 +105,6 @@ def test_a_runtime_of_which_nothing_is_known_is_refused() -> None:
 
 
 # --- a real search ------------------------------------------------------------------------------
-
-
-def finish(database: Database, runner: JobRunner, job_id: int) -> Job:
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        runner.tick()
-        with database.read() as session:
-            job = jobs.get(session, job_id)
-        if job.state in jobs.FINAL_STATES:
-            return job
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.05)
 
 
 def trained(database: Database, store: Store, runner: JobRunner) -> None:

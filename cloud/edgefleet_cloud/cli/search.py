@@ -10,6 +10,7 @@ from edgefleet_cloud.cli.client import Client, connect
 from edgefleet_cloud.cli.models import Model, VersionArgument
 from edgefleet_cloud.cli.output import CliError, ExitCode, JsonFlag
 from edgefleet_converters.errors import BadInputError
+from edgefleet_converters.searching import options
 
 _COLUMNS = ("board", "variant", "bytes", "sent", "score", "reason")
 _FORMS = ("html", "md", "json")
@@ -29,25 +30,19 @@ def search(
         list[str] | None,
         typer.Option(help="On each --board, like onnxruntime==1.20; the newest by default."),
     ] = None,
-    budgets: Annotated[
-        Path | None, typer.Option(help="YAML of budgets, for all boards and for single ones.")
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Of the metric, absolute: 0.005 is half a point.")
-    ] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Of the model file.")] = None,
-    max_latency_us: Annotated[int | None, typer.Option(help="Of one row, on the board.")] = None,
-    max_memory_mib: Annotated[int | None, typer.Option(help="That the model may add.")] = None,
-    evidence: Annotated[
-        str | None, typer.Option(help="What a drop within its budget takes: proven, not-refuted.")
-    ] = None,
-    prefer: Annotated[
-        str | None, typer.Option(help="Of what keeps all budgets: size (default) or latency.")
-    ] = None,
+    budgets: options.BudgetFile = None,
+    max_drop: options.MaxDrop = None,
+    max_bytes: options.MaxBytes = None,
+    max_transfer_bytes: options.MaxTransferBytes = None,
+    max_latency_us: options.MaxLatencyUs = None,
+    max_memory_mib: options.MaxMemoryMib = None,
+    evidence: options.EvidenceKind = None,
+    confidence: options.Confidence = None,
+    prefer: options.Preference = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="Try only this; may be repeated.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=0, help="Most points of spaces to try.")] = 24,
+    trials: options.Trials = 24,
     out: Annotated[Path | None, typer.Option(help="Folder for the report's files.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the version is registered.")] = True,
     json_flag: JsonFlag = False,
@@ -56,14 +51,16 @@ def search(
 
     Exits with 1 if a board got none.
     """
-    given = {
-        "max_drop": max_drop,
-        "max_bytes": max_bytes,
-        "max_latency_us": max_latency_us,
-        "max_memory_bytes": None if max_memory_mib is None else max_memory_mib * 2**20,
-        "evidence": evidence,
-        "prefer": prefer,
-    }
+    given = options.given(
+        max_drop,
+        max_bytes,
+        max_transfer_bytes,
+        max_latency_us,
+        max_memory_mib,
+        evidence,
+        confidence,
+        prefer,
+    )
     if runtime and not board:
         raise CliError(
             "--runtime is for boards named with --board; devices say what they have",
@@ -73,7 +70,7 @@ def search(
     body = {
         "to": to,
         "boards": [{"name": name, "runtimes": runtime or []} for name in board or []],
-        "budgets": _read(budgets) | {key: v for key, v in given.items() if v is not None},
+        "budgets": _read(budgets) | given,
         "variants": variant or None,
         "trials": trials,
     }

@@ -21,6 +21,7 @@ from edgefleet_converters.cli.app import (
     split,
 )
 from edgefleet_converters.errors import BadInputError, ConversionError
+from edgefleet_converters.searching import options
 from edgefleet_converters.sources import PICKLE_WARNING
 from edgefleet_converters.verification.truth import METRICS
 
@@ -68,23 +69,15 @@ def search(
     classes: Annotated[
         str | None, typer.Option(help="Names of the classes in output order, by commas.")
     ] = None,
-    budgets: Annotated[
-        Path | None, typer.Option(help="YAML of budgets, for all boards and for single ones.")
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Of the metric, absolute: 0.005 is half a point.")
-    ] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Of the model file.")] = None,
-    max_transfer_bytes: Annotated[int | None, typer.Option(help="Of the file as sent.")] = None,
-    max_latency_us: Annotated[int | None, typer.Option(help="Of one row, on the board.")] = None,
-    max_memory_mib: Annotated[int | None, typer.Option(help="That the model may add.")] = None,
-    evidence: Annotated[
-        str | None, typer.Option(help="What a drop within its budget takes: proven, not-refuted.")
-    ] = None,
-    confidence: Annotated[float | None, typer.Option(help="Of intervals, 0.95 by default.")] = None,
-    prefer: Annotated[
-        str | None, typer.Option(help="Of what keeps all budgets: size (default) or latency.")
-    ] = None,
+    budgets: options.BudgetFile = None,
+    max_drop: options.MaxDrop = None,
+    max_bytes: options.MaxBytes = None,
+    max_transfer_bytes: options.MaxTransferBytes = None,
+    max_latency_us: options.MaxLatencyUs = None,
+    max_memory_mib: options.MaxMemoryMib = None,
+    evidence: options.EvidenceKind = None,
+    confidence: options.Confidence = None,
+    prefer: options.Preference = None,
     measurements: Annotated[
         list[Path] | None, typer.Option(help="Figures from boards, by edgefleet-compat.")
     ] = None,
@@ -97,9 +90,7 @@ def search(
     space: Annotated[
         list[Path] | None, typer.Option(help="Space file (YAML), instead of the built-in ones.")
     ] = None,
-    trials: Annotated[
-        int, typer.Option(min=0, help="Most points of the spaces that are tried.")
-    ] = 24,
+    trials: options.Trials = 24,
     cache: Annotated[
         Path | None,
         typer.Option(help="Keeps results; ~/.cache/edgefleet/search, or under EDGEFLEET_CACHE."),
@@ -135,22 +126,22 @@ def search(
             group=group,
             score_output=score_output,
         )
-        given = {
-            "max_drop": max_drop,
-            "max_bytes": max_bytes,
-            "max_transfer_bytes": max_transfer_bytes,
-            "max_latency_us": max_latency_us,
-            "max_memory_bytes": None if max_memory_mib is None else max_memory_mib * 2**20,
-            "evidence": evidence,
-            "confidence": confidence,
-            "prefer": prefer,
-        }
+        given = options.given(
+            max_drop,
+            max_bytes,
+            max_transfer_bytes,
+            max_latency_us,
+            max_memory_mib,
+            evidence,
+            confidence,
+            prefer,
+        )
         request = study.SearchRequest(
             conversion,
             model_name(name or model.stem.lower()),
             version,
             _targets(board, runtime or []),
-            _plan(budgets, {key: value for key, value in given.items() if value is not None}),
+            _plan(budgets, given),
             _spaces(space),
             trials,
             [figures.read(path) for path in measurements or ()],
