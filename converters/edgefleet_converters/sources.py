@@ -25,7 +25,7 @@ would not run as a program, and never one that came from a device.
 import pickle
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
 from msgspec import Struct
@@ -130,7 +130,7 @@ def _refuse_placeholders(file: Path, head: bytes, size: int) -> None:
 
 
 def _kind_of(file: Path, stream: IO[bytes], size: int) -> Kind:
-    said = KINDS.get(_suffix(file))
+    said = KINDS.get(suffix(file))
     found = _by_content(file, stream, size, said)
     if found is None and said == "pickle":
         return said
@@ -138,12 +138,13 @@ def _kind_of(file: Path, stream: IO[bytes], size: int) -> Kind:
         raise BadInputError(_what_was_expected(file, said))
     if said is not None and found != said:
         raise BadInputError(
-            f"{file}: the content does not fit the suffix {_suffix(file)}: it is {found}"
+            f"{file}: the content does not fit the suffix {suffix(file)}: it is {found}"
         )
     return found
 
 
-def _suffix(file: Path) -> str:
+def suffix(file: PurePath) -> str:
+    """Return the end of a file's name that says its kind, in lower case: `.onnx`, `.tar.gz`."""
     name = file.name.lower()
     return ".tar.gz" if name.endswith(".tar.gz") else file.suffix.lower()
 
@@ -202,7 +203,7 @@ def _by_members(file: Path) -> Kind:
 def _what_was_expected(file: Path, said: Kind | None) -> str:
     if said is None:
         return f"{file}: expected a model file ending in {', '.join(KINDS)}"
-    return f"{file}: truncated, damaged, or no {_suffix(file)} file"
+    return f"{file}: truncated, damaged, or no {suffix(file)} file"
 
 
 def load_estimator(file: ModelFile) -> Any:

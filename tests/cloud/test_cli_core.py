@@ -1,7 +1,9 @@
 """`edgefleet` against a real API: what it prints, where, and with which exit code."""
 
+import io
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,20 @@ def test_shipping_a_pickle_warns_that_it_runs_code(
     said = " ".join(result.stderr.split())
     assert "runs code when it is loaded" in said
     assert "in a child process" in said
+
+
+def test_a_savedmodel_folder_travels_packed(hub_rig: Any, door: Path, tmp_path: Path) -> None:
+    enrol(hub_rig.services, "cam-1", tmp_path)
+    folder = tmp_path / "door"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"a graph")
+    sent = run(hub_rig, "ship", str(folder), "--sample", str(door), "--label", "answer",
+               "--to", "all", "--no-wait", "--json")  # fmt: skip
+    job = hub_rig.http.get(f"/v1/jobs/{json_of(sent)['job']}").json()["arguments"]
+    assert job["filename"] == "door.tar.gz"
+    packed = hub_rig.services.store.read(job["artifact"])
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        assert archive.getnames() == ["door", "door/saved_model.pb"]
 
 
 def test_a_shipment_that_cannot_be_converted_exits_1(

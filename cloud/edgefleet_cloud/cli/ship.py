@@ -1,8 +1,12 @@
 """`edgefleet ship`: from a fitted model to running devices in one command."""
 
 import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -17,7 +21,9 @@ _COLUMNS = ("model", "version", "release", "rollout", "state", "confirmed", "fai
 
 def ship(
     ctx: typer.Context,
-    model: Annotated[Path, typer.Argument(help=".skops, .joblib, .pkl, .onnx or .keras.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model file, or SavedModel folder; docs/models.md lists kinds.")
+    ],
     sample: Annotated[Path, typer.Option(help="CSV or Parquet of training rows.")],
     to: Annotated[str, typer.Option(help="all, device:a,b, label:site=north or board:rpi4.")],
     label: Annotated[str | None, typer.Option(help="Column with the right answers.")] = None,
@@ -38,11 +44,11 @@ def ship(
 ) -> None:
     """Convert a fitted model, release it, and roll it out; exits 1 if it does not arrive."""
     try:
-        file = recognise(model)
+        kind = recognise(model).kind
     except BadInputError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
     client = connect(ctx)
-    if file.kind == "pickle":
+    if kind == "pickle":
         output.console().print(
             f"warning: {PICKLE_WARNING}. The hub loads it in a child process of its own.",
             style="yellow",
@@ -60,13 +66,27 @@ def ship(
             "max_memory_bytes": max_memory_mib * 2**20,
         },
     }
-    with datasets.open_file(model) as model_file, datasets.open_file(sample) as sample_file:
-        files = {"model": (model.name, model_file), "sample": (sample.name, sample_file)}
+    with _opened(model) as (filename, file), datasets.open_file(sample) as sample_file:
+        files = {"model": (filename, file), "sample": (sample.name, sample_file)}
         begun = client.post("/v1/ship", form={"options": json.dumps(options)}, files=files)
     if not wait:
         output.show(begun, ("job", "model", "version", "devices"), json_flag)
         return
     arrive(client, begun["job"], json_flag)
+
+
+@contextmanager
+def _opened(model: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Give what is sent of a model, with its file name: a SavedModel folder travels packed."""
+    if not model.is_dir():
+        with datasets.open_file(model) as file:
+            yield model.name, file
+        return
+    with tempfile.TemporaryFile() as packed:
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            archive.add(model, arcname=model.resolve().name)
+        packed.seek(0)
+        yield f"{model.resolve().name}.tar.gz", packed
 
 
 def arrive(client: Client, job: int, json_flag: bool) -> None:

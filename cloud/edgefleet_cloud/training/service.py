@@ -20,9 +20,9 @@ from edgefleet_cloud.training import trainers
 from edgefleet_cloud.trust import acting
 from edgefleet_cloud.trust.audit import log as audit
 from edgefleet_cloud.values import Json
+from edgefleet_converters import sources
 from edgefleet_converters.conversion import DeviceBudget
 from edgefleet_converters.pipeline import VARIANTS
-from edgefleet_converters.sources import KINDS as MODEL_SUFFIXES
 
 # Share of a dataset that is held out where no hold-out set is given.
 HOLDOUT_SHARE = 0.25
@@ -244,10 +244,10 @@ def check_filename(filename: str) -> None:
         InvalidError: names the formats that can.
     """
     path = PurePath(filename)
-    if path.name != filename or len(filename) > 200 or path.suffix.lower() not in MODEL_SUFFIXES:
+    if path.name != filename or len(filename) > 200 or sources.suffix(path) not in sources.KINDS:
         raise InvalidError(
             f"{filename[:200]!r} is no model file: expected a name ending in one of"
-            f" {', '.join(MODEL_SUFFIXES)}"
+            f" {', '.join(sources.KINDS)}"
         )
 
 
