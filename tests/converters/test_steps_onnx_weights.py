@@ -281,6 +281,7 @@ def test_a_block_of_another_size_is_refused() -> None:
 )
 @example(weights=np.array([[3.003053e-32]], np.float32), block=16, even=False)
 @example(weights=np.array([[1e-45]], np.float32), block=16, even=False)
+@example(weights=np.array([[2.0788133, 1.5]], np.float32), block=16, even=False)
 def test_4_bits_stay_within_half_a_step_or_are_cut_off_at_less_error(
     weights: NDArray[np.float32], block: int, even: bool
 ) -> None:
@@ -304,7 +305,8 @@ def test_4_bits_stay_within_half_a_step_or_are_cut_off_at_less_error(
     found = (back.reshape(-1, size) - rows) ** 2
     half = (2.0**-11 * np.abs(rows)) ** 2
     smallest = size * (127 * float(np.finfo(np.float32).tiny)) ** 2
-    limit = 1.05 * allowed.sum(axis=1) + 2 * half.sum(axis=1) + smallest
+    # (e + d)² ≤ (1 + n) e² + (1 + 1 / n) d² for any n > 0: of rounding e and float16 d; n = 0.05.
+    limit = 1.05 * allowed.sum(axis=1) + 21 * half.sum(axis=1) + smallest
     assert (found.sum(axis=1) <= limit).all()
 
 

@@ -21,6 +21,7 @@ from edgefleet_converters import (
 )
 from edgefleet_converters.errors import UnsupportedError
 from edgefleet_converters.onnx_float_ports import Scale
+from edgefleet_converters.steps import tflite_graph
 from edgefleet_converters.steps.registry import Context, Model, NoOptions, step
 
 _TF2ONNX = "https://github.com/onnx/tensorflow-onnx"
@@ -51,7 +52,7 @@ def tflite_to_onnx(model: Model, options: NoOptions, context: Context) -> Model:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.tflite")
-        path.write_bytes(model.data)
+        path.write_bytes(tflite_graph.plain(model.data))
         proto = _run(tf2onnx.convert.from_tflite, str(path))
     taken, given = tflite_ports.of(model)
     wanted = (*model.signature.inputs, *model.signature.outputs)

@@ -37,6 +37,7 @@ _MODULES = (
     "onnx_int8",
     "onnx_weights",
     "mixed_precision",
+    "tflite_equalization",
     "tflite_quantize",
     "pruning",
     "distillation",

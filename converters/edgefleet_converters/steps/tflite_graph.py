@@ -1,7 +1,8 @@
 """TFLite files as graphs: read, changed in place and written again.
 
-1. Old files name operators in a field of eight bits only, and may have no list of signatures; both
-   are filled in, because tools of today look at the new fields alone.
+1. Old files name operators in a field of eight bits only, and may have no list of signatures, and
+   small ones (`tflite_compaction`) give inner tensors no name. All three are filled in, because
+   tools of today look at the new field alone, and tell tensors apart by their names.
 2. A file may hold weights in 8 or 16 bits for operators that compute in float32: it is float for
    its caller, yet every tool for quantization passes such weights by. `with_float_weights` turns
    them into float32.
@@ -10,6 +11,7 @@
    small file, unless they are shared.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,10 +27,11 @@ _UINT8, _INT16 = 3, 7
 _INTEGERS = (INT8, _UINT8, _INT16)
 _STORED = {FLOAT32: np.float32, FLOAT16: np.float16, INT8: np.int8}
 # Of the schema's BuiltinOperator.
-_DEQUANTIZE = 6
+DEQUANTIZE = 6
 DENSE = 9
-# Layers with weights (convolution, depthwise, dense): the axis of a weight's output channels.
-CHANNELS = {3: 0, 4: 3, DENSE: 0}
+# Layers with weights (convolution, depthwise, dense): the axes of a weight for the channels that
+# the layer gives and for those that it takes.
+AXES = {3: (0, 3), 4: (3, 3), DENSE: (0, 1)}
 
 
 def read(data: bytes) -> Any:
@@ -45,7 +48,41 @@ def read(data: bytes) -> Any:
             if len(stored) != buffer.size:
                 raise BadInputError("a buffer of the TFLite file ends behind the file")
             buffer.data, buffer.offset, buffer.size = stored, 0, 0
+    for part in graph.subgraphs:
+        _name(part)
     return graph
+
+
+def _name(part: Any) -> None:
+    """Name the tensors that have no name, by their place."""
+    known = {tensor.name for tensor in part.tensors}
+    for place, tensor in enumerate(part.tensors):
+        if tensor.name is None:
+            free = (b"t%d%s" % (place, b"_" * tail) for tail in itertools.count())
+            tensor.name = next(name for name in free if name not in known)
+
+
+def plain(data: bytes) -> bytes:
+    """Return the file as tf2onnx understands it; the same bytes where it is so already.
+
+    It goes by names, so each tensor has one. Weights in int8 that a DEQUANTIZE turns into float32,
+    which it loses without an error, are float32.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    stored = schema.ModelT.InitFromPackedBuf(data, 0)
+    changed = any(tensor.name is None for tensor in tensors(stored))
+    graph = read(data)
+    for part in graph.subgraphs:
+        count = len(part.operators)
+        for operator in part.operators:
+            if kind_of(graph, operator) == DEQUANTIZE:
+                tensor = part.tensors[operator.inputs[0]]
+                if tensor.type == INT8:
+                    _to_float(graph, tensor)
+        _drop_dequantize(graph, part)
+        changed |= len(part.operators) < count
+    return write(graph) if changed else data
 
 
 def write(graph: Any) -> bytes:
@@ -73,53 +110,15 @@ def write(graph: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def compact(data: bytes) -> bytes:
-    """Return the file without what no runtime reads.
-
-    Inner tensors are named by their place, their recorded ranges and the converter's own notes go,
-    and buffers that nothing refers to as well. Names of inputs and outputs stay.
-    """
-    graph = read(data)
-    for part in graph.subgraphs:
-        ports = {int(index) for index in (*part.inputs, *part.outputs)}
-        for place, tensor in enumerate(part.tensors):
-            if place not in ports:
-                tensor.name = b"t%d" % place
-            if tensor.quantization is not None:
-                tensor.quantization.min = tensor.quantization.max = None
-    graph.description = None
-    graph.metadata = [
-        entry for entry in graph.metadata or [] if entry.name != b"CONVERSION_METADATA"
-    ]
-    _drop_buffers(graph)
-    return with_versions(write(graph))
-
-
-def with_versions(data: bytes) -> bytes:
-    """Return the file with the operator versions that its operators truly need.
+def stamp(graph: Any) -> None:
+    """Give the operators the versions that they truly need, in place.
 
     ai-edge-quantizer leaves those of the float file. A runtime that is too old then loads the file
     and computes nonsense; with the right versions it refuses.
     """
-    graph = read(data)
-    for code, version in zip(graph.operatorCodes, required_versions(data), strict=True):
+    needed = required_versions(write(graph))
+    for code, version in zip(graph.operatorCodes, needed, strict=True):
         code.version = version
-    return write(graph)
-
-
-def _drop_buffers(graph: Any) -> None:
-    """Keep the buffers that hold something and are referred to; the first is empty, as agreed."""
-    kept, places = [graph.buffers[0]], {0: 0}
-    for user in (*tensors(graph), *graph.metadata):
-        if user.buffer not in places:
-            buffer = graph.buffers[user.buffer]
-            if buffer.data is None:
-                places[user.buffer] = 0
-            else:
-                places[user.buffer] = len(kept)
-                kept.append(buffer)
-        user.buffer = places[user.buffer]
-    graph.buffers = kept
 
 
 def with_float_weights(data: bytes) -> bytes:
@@ -137,7 +136,7 @@ def with_float_weights(data: bytes) -> bytes:
             raise UnsupportedError("the TFLite file computes in integers: it is quantized already")
     for part in graph.subgraphs:
         for operator in part.operators:
-            is_dequantize = graph.operatorCodes[operator.opcodeIndex].builtinCode == _DEQUANTIZE
+            is_dequantize = kind_of(graph, operator) == DEQUANTIZE
             computes = part.tensors[operator.inputs[0]].type if len(operator.inputs) else None
             if not is_dequantize and computes != FLOAT32:
                 continue
@@ -162,27 +161,37 @@ def _to_float(graph: Any, tensor: Any) -> None:
         values = (values.astype(np.float64) - zero) * np.asarray(
             quantization.scale, np.float64
         ).reshape(shape)
-    _replace(graph, tensor, values.astype(np.float32))
+    replace(graph, tensor, values.astype(np.float32))
 
 
 def constant(graph: Any, tensor: Any) -> NDArray[np.generic] | None:
-    """Return the stored float or int8 values of a tensor; None if it has none or is another."""
+    """Return the stored float or int8 values of a tensor; None if it has none or is another.
+
+    Also of sparse ones, which are not stored as they are.
+    """
     data = graph.buffers[tensor.buffer].data
-    if data is None or not len(data) or tensor.type not in _STORED:
+    if data is None or not len(data) or tensor.type not in _STORED or tensor.sparsity is not None:
         return None
     return np.frombuffer(bytes(data), _STORED[tensor.type]).reshape(tensor.shape)
 
 
-def _replace(graph: Any, tensor: Any, values: NDArray[np.float32]) -> None:
+def replace(graph: Any, tensor: Any, values: NDArray[np.float32]) -> None:
+    """Let a tensor hold float32 constants instead of what it held."""
+    old = tensor.buffer
+    tensor.buffer = added_buffer(graph, values)
+    tensor.type, tensor.quantization = FLOAT32, None
+    if all(other.buffer != old for other in tensors(graph)):
+        graph.buffers[old].data = None
+
+
+def added_buffer(graph: Any, values: NDArray[np.generic]) -> int:
+    """Return the number of a new buffer that holds the values."""
     from ai_edge_litert import schema_py_generated as schema
 
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    old = tensor.buffer
-    tensor.buffer, tensor.type, tensor.quantization = len(graph.buffers), FLOAT32, None
     graph.buffers.append(buffer)
-    if all(other.buffer != old for part in graph.subgraphs for other in part.tensors):
-        graph.buffers[old].data = None
+    return len(graph.buffers) - 1
 
 
 def _drop_dequantize(graph: Any, part: Any) -> None:
@@ -190,7 +199,7 @@ def _drop_dequantize(graph: Any, part: Any) -> None:
     kept = []
     same: dict[int, int] = {}
     for operator in part.operators:
-        is_dequantize = graph.operatorCodes[operator.opcodeIndex].builtinCode == _DEQUANTIZE
+        is_dequantize = kind_of(graph, operator) == DEQUANTIZE
         if is_dequantize and part.tensors[operator.inputs[0]].type == FLOAT32:
             same[int(operator.outputs[0])] = int(operator.inputs[0])
         else:
@@ -200,6 +209,40 @@ def _drop_dequantize(graph: Any, part: Any) -> None:
     if any(int(output) in same for output in part.outputs):
         raise UnsupportedError("an output of the model is a constant")
     part.operators = kept
+
+
+def code_of(graph: Any, kind: int) -> int:
+    """Return the number of a kind of operator in the file's list; it is added if need be."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    known = [code.builtinCode for code in graph.operatorCodes]
+    if kind not in known:
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = kind
+        graph.operatorCodes.append(code)
+        known.append(kind)
+    return known.index(kind)
+
+
+def kind_of(graph: Any, operator: Any) -> int:
+    """Return what an operator is, as the schema's BuiltinOperator."""
+    return int(graph.operatorCodes[operator.opcodeIndex].builtinCode)
+
+
+def bias_of(graph: Any, operator: Any) -> int | None:
+    """Return the index of a layer's bias; None for other operators, and for layers without."""
+    if kind_of(graph, operator) not in AXES or len(operator.inputs) < 3 or operator.inputs[2] < 0:
+        return None
+    return int(operator.inputs[2])
+
+
+def readers(part: Any) -> dict[int, list[int]]:
+    """Return, for each tensor of a subgraph that any operator reads, the places of these."""
+    found: dict[int, list[int]] = {}
+    for place, operator in enumerate(part.operators):
+        for index in operator.inputs:
+            found.setdefault(int(index), []).append(place)
+    return found
 
 
 def tensors(graph: Any) -> Iterator[Any]:
