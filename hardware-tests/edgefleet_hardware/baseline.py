@@ -6,15 +6,18 @@ matched by case and target (runtime release, processor, board). A model is worse
 1. was right and is not any more,
 2. is bigger by more than allowed, or its process needs more memory by more than allowed,
 3. finds the right class in fewer rows (labels if there are any, else golden vectors),
-4. is slower: even the lower end of its median's interval is above the upper end of the old one's,
-   by more than allowed. Two medians that only differ by chance are not a regression.
+4. is slower by more than allowed, as `loads.is_slower` tells from the fresh loads of both runs.
 
-What the baseline does not know is told, never passed over in silence.
+What the baseline does not know, what is too little to be compared, and a processor that ran at
+another pace are told, never passed over in silence.
 """
+
+from collections.abc import Iterable
+from statistics import median
 
 from msgspec import Struct, field
 
-from edgefleet_converters.searching.medians import of_median
+from edgefleet_hardware import loads
 from edgefleet_hardware.errors import BadUseError
 from edgefleet_hardware.outcomes import Outcome
 from edgefleet_hardware.results import Cell, Document
@@ -22,6 +25,8 @@ from edgefleet_hardware.targets import About
 
 # Figures are shares of counts; their difference carries rounding errors.
 _ROUNDING = 1e-9
+# Of a processor that ran so much faster or slower a reader must know.
+_UNEQUAL_PACE = 0.1
 
 
 class Allowed(Struct, frozen=True):
@@ -54,10 +59,11 @@ class Change(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """What became worse, and what could not be compared."""
+    """What became worse, what could not be compared, and what a reader must know of the times."""
 
     regressions: list[Change] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def compare(document: Document, baseline: Document, allowed: Allowed) -> Comparison:
@@ -76,6 +82,8 @@ def compare(document: Document, baseline: Document, allowed: Allowed) -> Compari
         )
     regressions: list[Change] = []
     missing: list[str] = []
+    notes: list[str] = []
+    paces: dict[About, list[float]] = {}
     for cell in document.cells:
         old = held.get((cell.case, cell.target))
         if old is None or old.outcome is None:
@@ -86,7 +94,37 @@ def compare(document: Document, baseline: Document, allowed: Allowed) -> Compari
                 Change(cell.case, str(cell.target), what, before, now)
                 for what, before, now in changes
             ]
-    return Comparison(regressions, missing)
+            notes += _untimed(old.outcome, cell)
+            paces.setdefault(cell.target, []).extend(_pace(old.outcome, cell.outcome))
+    return Comparison(regressions, missing, [*notes, *_unequal(paces)])
+
+
+def _untimed(was: Outcome, cell: Cell) -> list[str]:
+    """Tell of times that are there, and of too few loads to be compared."""
+    now = cell.outcome
+    if now is None or not now.is_right or not (was.samples_us or now.samples_us):
+        return []
+    if min(len(was.loads), len(now.loads)) >= loads.LEAST:
+        return []
+    counts = f"fresh loads were {len(was.loads)} before and are {len(now.loads)} now"
+    what = f"{cell.case} on {cell.target}"
+    return [f"{what}: times are not compared: {counts}; {loads.LEAST} tell an interval"]
+
+
+def _pace(was: Outcome, now: Outcome | None) -> list[float]:
+    """Return how much longer the same work took than before, where both are known."""
+    past, present = loads.pace_us(was.loads), loads.pace_us(now.loads if now else [])
+    return [] if past is None or present is None else [present.point / past.point]
+
+
+def _unequal(paces: dict[About, list[float]]) -> Iterable[str]:
+    for target, ratios in paces.items():
+        ratio = median(ratios) if ratios else 1.0
+        if max(ratio, 1 / ratio) > 1 + _UNEQUAL_PACE:
+            yield (
+                f"{target}: the processor took {ratio:.2f} times as long for the same work as in"
+                " the baseline; give the board a fixed clock, or take the baseline anew"
+            )
 
 
 def _names(targets: set[About]) -> str:
@@ -110,8 +148,7 @@ def _changes(old: Cell, was: Outcome, cell: Cell, allowed: Allowed) -> list[tupl
     for name, before, after in shares:
         if before is not None and after is not None and before - after > allowed.drop + _ROUNDING:
             found.append((name, f"{before:.2%}", f"{after:.2%}"))
-    if was.samples_us and now.samples_us:
-        past, present = of_median(was.samples_us), of_median(now.samples_us)
-        if present.low > past.high * (1 + allowed.slower):
-            found.append(("median µs", f"{past.point:,.1f}", f"{present.point:,.1f}"))
+    past, present = loads.cpu_us(was.loads), loads.cpu_us(now.loads)
+    if past and present and loads.is_slower(now.loads, was.loads, allowed.slower):
+        found.append(("processor time in µs", f"{past.point:,.1f}", f"{present.point:,.1f}"))
     return found

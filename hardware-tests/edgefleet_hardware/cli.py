@@ -18,6 +18,7 @@ from edgefleet_hardware import (
     cases,
     fleet,
     junit,
+    loads,
     matrix,
     measuring,
     references,
@@ -83,6 +84,17 @@ def run(
     ] = False,
     time_s: Annotated[float, typer.Option(min=0.1, help="Longest time of one model.")] = 120.0,
     memory_mib: Annotated[int, typer.Option(min=16, help="Most memory of its process.")] = 2048,
+    loads_: Annotated[
+        int,
+        typer.Option(
+            "--loads",
+            min=0,
+            max=100,
+            envvar="EDGEFLEET_LOADS",
+            help=f"Times are taken from so many fresh loads of a model; {loads.LEAST} tell"
+            " an interval; 0: no times.",
+        ),
+    ] = loads.USUAL,
     result: Annotated[Path | None, typer.Option(help="Write the result document (JSON).")] = None,
     junit_file: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
     summary_file: Annotated[
@@ -110,7 +122,7 @@ def run(
         given = _read(models, Limits(time_s, memory_mib << 20))
         releases = [Runtime.parse(text) for text in runtime or ()]
         places = Places(ssh_host, ssh_config, ssh_python, board, device, hub, ca)
-        targets = _targets(releases, cpu, places)
+        targets = _targets(releases, cpu, places, loads_)
         if check_only:
             document = matrix.told(given, targets, static.teller())
         else:
@@ -190,12 +202,14 @@ class Places(NamedTuple):
     ca: Path | None
 
 
-def _targets(releases: list[Runtime], cpu: list[str] | None, places: Places) -> list[Target]:
+def _targets(
+    releases: list[Runtime], cpu: list[str] | None, places: Places, loads_: int
+) -> list[Target]:
     """Return every target that the options name."""
     found: list[Target] = []
     if places.ssh_host:
         connection = ssh.Connection(places.ssh_host, places.ssh_config, places.ssh_python)
-        found += ssh.targets(connection, releases, places.board, matrix.TIMED_RUNS)
+        found += ssh.targets(connection, releases, places.board, loads_)
     if places.device:
         token = os.environ.get("EDGEFLEET_TOKEN", "")
         if not places.hub or not token:
@@ -205,7 +219,7 @@ def _targets(releases: list[Runtime], cpu: list[str] | None, places: Places) -> 
         if not releases:
             raise BadUseError("name a release with --runtime, or a board with --ssh or --device")
         processors = [processor(name) for name in cpu] if cpu else [runtimes.own()]
-        found += matrix.local_targets(releases, processors)
+        found += matrix.local_targets(releases, processors, loads_)
     return found
 
 

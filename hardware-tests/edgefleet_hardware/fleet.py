@@ -6,7 +6,8 @@ against its golden vectors, activated. Nothing that serves on the device is touc
 
 1. Confirmed is right. Refused, rejected or rolled back is not, with the device's own reason.
 2. A device that does not end it in time, or a hub that cannot be reached, is no result.
-3. The latency is the median that the device measured in its trial; it tells no distribution.
+3. The latency is the median that the device measured in its trial: of one load, so it tells no
+   distribution and is not compared with a baseline.
 
 The token (`EDGEFLEET_TOKEN`) needs to make, release and operate models named `compat-*`, no more.
 """

@@ -1,4 +1,4 @@
-"""Jobs: cases as files for `on_target.py`, and its answers read back. Format version 1.
+"""Jobs: cases as files for `on_target.py`, and its answers read back. Format version 2.
 
 A job is a folder that can be copied anywhere: `on_target.py`, `job.json`, for each case `N.onnx` or
 `N.tflite` and, where it gives inputs, `N.in.npz`. Rules:
@@ -6,30 +6,41 @@ A job is a folder that can be copied anywhere: `on_target.py`, `job.json`, for e
 1. What comes back was written where foreign models ran: lines are decoded as `Answer`, arrays
    without pickle, and only of sizes that the case can have.
 2. Fewer answers than cases means that the runner itself died: the first case without an answer
-   crashed it, and nothing is known of the others, so the whole job is `TargetUnavailableError`.
+   crashed it, and nothing is known of the others, so the whole job is `TargetUnavailableError`;
+   likewise if it died while it took times.
+3. A case that answered once, and not when it was loaded again for its times, is not right: its
+   answer becomes what happened then, and it has no times.
 """
 
 import io
+import itertools
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct, field
 
 from edgefleet_hardware import on_target
 from edgefleet_hardware.cases import Arrays, Case
 from edgefleet_hardware.errors import TargetUnavailableError
-from edgefleet_hardware.outcomes import Answer, Outcome, judge
+from edgefleet_hardware.loads import Load
+from edgefleet_hardware.outcomes import Answer, Outcome, State, judge
 from edgefleet_hardware.runtimes import RuntimeName
 
 SCRIPT = "on_target.py"
-VERSION = 1
+VERSION = 2
 MAX_OUTPUT_BYTES = 512 << 20
+# Start of an interpreter and the runtime on a slow board, once for each turn of loads.
+_START_S = 20.0
 # `savez` takes names as arguments, some of which it keeps for itself.
 _INPUT, _OUTPUT = "input:", "output:"
+
+
+Time = Annotated[float, Meta(gt=0)]
 
 
 class Host(Struct, frozen=True):
@@ -44,8 +55,21 @@ class Host(Struct, frozen=True):
     error: str = ""
 
 
+class _Loaded(Struct):
+    """A line of `loads.jsonl`: one more load of a case that answered; the last one only ends it."""
+
+    state: State | Literal["ended"]
+    case: int = -1
+    took_s: float = 0.0
+    text: str = ""
+    median_us: Time | None = None
+    cpu_us: Time | None = None
+    pace_us: Time | None = None
+    samples_us: list[float] = field(default_factory=list)
+
+
 def write(
-    folder: Path, cases: Sequence[Case], runtime: RuntimeName, version: str, timed_runs: int = 0
+    folder: Path, cases: Sequence[Case], runtime: RuntimeName, version: str, loads: int = 0
 ) -> float:
     """Write a job.
 
@@ -54,7 +78,7 @@ def write(
         cases: to run, in this order.
         runtime: distribution name.
         version: that must be installed there; "" for any.
-        timed_runs: calls to time for each case; 0 for none.
+        loads: fresh loads of each case that times are taken from; 0 for no times.
 
     Returns:
         The longest time in s that the job can take.
@@ -82,11 +106,13 @@ def write(
         "format": VERSION,
         "runtime": runtime,
         "version": version,
-        "timed_runs": timed_runs,
+        "loads": loads,
         "cases": listed,
     }
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
-    return sum(case.limits.time_s for case in cases)
+    # One answer; as much again for its loads, the last of which may begin at the end of that.
+    each = 3 if loads else 1
+    return sum(each * case.limits.time_s for case in cases) + loads * _START_S
 
 
 def read(folder: Path, cases: Sequence[Case], said: str) -> tuple[Host, list[Outcome]]:
@@ -108,6 +134,7 @@ def read(folder: Path, cases: Sequence[Case], said: str) -> tuple[Host, list[Out
             f"{len(answers)} of {len(cases)} cases were answered before the runner ended"
             f"{_last(said)}"
         )
+    answers = _timed(answers, _loaded(folder, said))
     return host, [
         judge(case, answer, _outputs(folder / f"{number}.out.npz", answer))
         for number, (case, answer) in enumerate(zip(cases, answers, strict=True))
@@ -132,6 +159,39 @@ def _answers(folder: Path, said: str) -> tuple[Host, list[Answer]]:
         return host, [msgspec.json.decode(line, type=Answer) for line in lines[1:]]
     except (OSError, IndexError, msgspec.DecodeError) as error:
         raise TargetUnavailableError(f"the runner left no answers: {error}{_last(said)}") from error
+
+
+def _loaded(folder: Path, said: str) -> list[_Loaded]:
+    try:
+        lines = (folder / "loads.jsonl").read_bytes().splitlines()
+        *found, end = [msgspec.json.decode(line, type=_Loaded) for line in lines]
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise TargetUnavailableError(f"the runner left no times: {error}{_last(said)}") from error
+    if end.state != "ended":
+        raise TargetUnavailableError(f"the runner ended while it took times{_last(said)}")
+    return found
+
+
+def _timed(answers: Sequence[Answer], loaded: Iterable[_Loaded]) -> list[Answer]:
+    """Return the answers with the times of their loads."""
+    groups = {
+        number: list(lines)
+        for number, lines in itertools.groupby(
+            sorted(loaded, key=lambda line: line.case), key=lambda line: line.case
+        )
+    }
+    return [_with_times(answer, groups.get(number, [])) for number, answer in enumerate(answers)]
+
+
+def _with_times(answer: Answer, lines: Sequence[_Loaded]) -> Answer:
+    loads = []
+    for turn, line in enumerate(lines, 1):
+        if line.median_us is None or line.cpu_us is None or line.pace_us is None:
+            text = f"loaded again for its times ({turn}): {line.text}"
+            return msgspec.structs.replace(answer, state=line.state, text=text)
+        loads.append(Load(line.median_us, line.cpu_us, line.pace_us))
+    samples_us = [time for line in lines for time in line.samples_us]
+    return msgspec.structs.replace(answer, loads=loads, samples_us=samples_us)
 
 
 def _last(said: str) -> str:

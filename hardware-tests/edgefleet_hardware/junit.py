@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from xml.etree import ElementTree as ET
 
+from edgefleet_hardware import loads
 from edgefleet_hardware.results import Cell, Document
 
 # XML 1.0 has no way to write these; runtimes print them.
@@ -59,6 +60,12 @@ def _case(cell: Cell) -> ET.Element:
         failure = ET.SubElement(case, "failure", type=outcome.kind, message=message)
         failure.text = message
     said = [outcome.detail] if outcome is not None and outcome.is_right else []
+    interval = None if outcome is None else loads.clock_us(outcome.loads)
+    if outcome is not None and interval is not None:
+        said.append(
+            f"median of {len(outcome.loads)} loads {interval.point:,.1f} µs,"
+            f" {interval.low:,.1f} to {interval.high:,.1f} at 95 % confidence"
+        )
     if cell.told is not None and not cell.told.fits:
         said += [f"static check: {reason}" for reason in cell.told.reasons]
     if said:

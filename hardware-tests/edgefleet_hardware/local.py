@@ -1,6 +1,7 @@
 """Targets on this machine: exact runtime releases, on its own processor or on emulated ARM cores.
 
-One interpreter is started for all cases of a target; each case is a fork of it (`on_target.py`).
+One interpreter is started for all cases of a target, and one for each turn in which times are
+taken; each case is a fork of it (`on_target.py`).
 """
 
 import contextlib
@@ -30,12 +31,12 @@ class LocalTarget:
     """A runtime release on a processor that this machine has or emulates.
 
     Attributes:
-        timed_runs: calls to time for each case; none under emulation.
+        loads: fresh loads of each case that times are taken from; none under emulation.
     """
 
     runtime: Runtime
     processor: Processor
-    timed_runs: int = 0
+    loads: int = 0
 
     @property
     def about(self) -> About:
@@ -68,8 +69,8 @@ class LocalTarget:
         start = self._interpreter()
         with tempfile.TemporaryDirectory(prefix="edgefleet-compat-") as name:
             folder = Path(name)
-            runs = 0 if self.processor.is_emulated else self.timed_runs
-            longest_s = jobs.write(folder, cases, self.runtime.name, self.runtime.version, runs)
+            loads = 0 if self.processor.is_emulated else self.loads
+            longest_s = jobs.write(folder, cases, self.runtime.name, self.runtime.version, loads)
             said = _run([*start, "-S", "-B", jobs.SCRIPT, "."], folder, wheels, longest_s)
             _, outcomes = jobs.read(folder, cases, said)
             return [

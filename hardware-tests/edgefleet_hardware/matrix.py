@@ -34,14 +34,20 @@ RUNTIMES = (
 )
 # Emulated cores run this many calls of each case.
 EMULATED_CALLS = 32
-# Of a case, on this machine's own processor.
-TIMED_RUNS = 200
 Progress = Callable[[str], None]
 
 
-def local_targets(runtimes: Iterable[Runtime], on: Sequence[Processor]) -> list[LocalTarget]:
-    """Return every runtime on every processor of this machine, own and emulated."""
-    return [LocalTarget(runtime, each, TIMED_RUNS) for runtime in runtimes for each in on]
+def local_targets(
+    runtimes: Iterable[Runtime], on: Sequence[Processor], loads: int = 0
+) -> list[LocalTarget]:
+    """Return every runtime on every processor of this machine, own and emulated.
+
+    Args:
+        runtimes: exact releases.
+        on: processors.
+        loads: fresh loads of each case that times are taken from.
+    """
+    return [LocalTarget(runtime, each, loads) for runtime in runtimes for each in on]
 
 
 def processors() -> list[Processor]:

@@ -6,7 +6,7 @@ import msgspec
 
 from edgefleet_converters.searching.candidates import Distribution
 from edgefleet_converters.searching.measurements import (
-    MAX_SAMPLES,
+    MAX_LOADS,
     MeasuredModel,
     MeasurementFile,
     Run,
@@ -43,7 +43,7 @@ def _model(cell: Cell) -> MeasuredModel:
         cell.case,
         outcome.kind,
         None if latency is None else Distribution(latency.p50, latency.p90, latency.p99),
-        [time for time in outcome.samples_us if time > 0][:MAX_SAMPLES],
+        [load.median_us for load in outcome.loads][:MAX_LOADS],
         outcome.memory_bytes,
         outcome.temperature_c,
     )

@@ -5,8 +5,8 @@ It needs Python 3.9 or newer, numpy and the runtime, nothing else, and is starte
     python3 on_target.py FOLDER
 
 `FOLDER/job.json` (see `jobs.py`) lists the cases. Answers go to `FOLDER/answers.jsonl`, a line for
-each case in the order of the job, after one about the target, and arrays to `FOLDER/N.out.npz`.
-It judges nothing but digests. Rules:
+each case in the order of the job, after one about the target, arrays to `FOLDER/N.out.npz`, and
+times to `FOLDER/loads.jsonl`, a line for each load of a case. It judges nothing but digests. Rules:
 
 1. A file whose SHA-256 differs from the expected one is refused and never opened, as on a device.
 2. Each case runs in a forked child of its own: the interpreter and the runtime start once, yet a
@@ -16,6 +16,12 @@ It judges nothing but digests. Rules:
 4. Each answer is written, and flushed, before the next case starts.
 5. It ends with whoever started it: a CI job that is cancelled leaves nothing running.
 6. Inputs that the job does not give are made here from a seed, the same on every machine and numpy.
+7. Times are taken after all answers, in turns: each turn loads every case that answered once, in a
+   child of an interpreter that was started for this turn. So no two loads of a case share where
+   their memory lies, they are spread over the whole run, and those of one turn are neighbours.
+8. Beside each block of calls a fixed piece of work is timed: at what pace the processor runs.
+9. What takes long gets fewer calls in each load, not fewer loads, down to one; beyond `_LONG_S` it
+   gets no more loads than an interval needs, and none after as much time as one answer may take.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -41,8 +48,14 @@ import numpy as np
 _STARTER = os.getppid()
 _POLL_S = 0.01
 _LAST_CHARACTERS = 600
-_WARM_UP = 10
-_TIMED_S = 2.0
+# Of one load: runs that do not count, then blocks of calls, and how many times of calls are kept.
+_WARM_UP_RUNS, _WARM_UP_S = 5, 0.02
+_LOAD_S, _BLOCK_S = 0.1, 0.002
+_SAMPLES = 16
+# What all loads of a case may take before it gets no more than the least that give an interval.
+_LONG_S, _LEAST_LOADS = 10.0, 6
+# Long against the resolution of clocks, and it fits into the smallest first-level cache.
+_PACE_BYTES, _PACE_RUNS = bytes(16384), 4
 _SEEDED_CALLS = 4
 # ONNX Runtime's names of the types of inputs that can be made up.
 _ONNX_DTYPES = {
@@ -202,9 +215,35 @@ def _dequantized(values: Any, put: dict[str, Any]) -> Any:
     return (values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
 
-def main(folder: Path) -> int:
-    """Run the job in `folder`; return the exit code: 0 done, 3 if the runtime is not as asked."""
+# What a child does with a case: (folder, model file, case, its number) → a line of the answers.
+Work = Callable[[Path, Path, dict[str, Any], int], dict[str, Any]]
+
+
+def main(folder: Path, turn: int = 0) -> int:
+    """Run the job in `folder`; return the exit code: 0 done, 3 if the runtime is not as asked.
+
+    Args:
+        folder: of the job.
+        turn: 0 for the answers, then the number of the turn in which times are taken.
+    """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    if turn == 0:
+        code = _answer_all(folder, job)
+        if code:
+            return code
+    else:
+        _about(job["runtime"])  # imports it, for all children
+        for number in _due(folder, job, turn)[:: 1 if turn % 2 else -1]:
+            _take_times(folder, job, number)
+    if _due(folder, job, turn + 1):
+        _start_anew(folder, turn + 1)
+    with (folder / "loads.jsonl").open("a", encoding="utf-8") as loads:
+        _write(loads, {"state": "ended"})
+    return 0
+
+
+def _answer_all(folder: Path, job: dict[str, Any]) -> int:
+    """Answer every case once; return the exit code."""
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
         about = _about(job["runtime"])
         found, wanted = about["version"], job["version"]
@@ -214,8 +253,48 @@ def main(folder: Path) -> int:
         if about["error"]:
             return 3
         for number, case in enumerate(job["cases"]):
-            _write(answers, _try(folder, number, case, job["timed_runs"]))
+            _write(answers, _try(folder, number, case, _answer))
     return 0
+
+
+def _due(folder: Path, job: dict[str, Any], turn: int) -> list[int]:
+    """Return the numbers of the cases that are loaded in a turn."""
+    if turn > job["loads"]:
+        return []
+    answers = _lines(folder / "answers.jsonl")[1:]
+    due = {number for number, answer in enumerate(answers) if answer["state"] == "answered"}
+    took_s = dict.fromkeys(due, 0.0)
+    for load in _lines(folder / "loads.jsonl"):
+        took_s[load["case"]] += load["took_s"]
+        if load["state"] != "answered":
+            due.discard(load["case"])
+    return sorted(
+        number
+        for number in due
+        if took_s[number] < (_LONG_S if turn > _LEAST_LOADS else math.inf)
+        and took_s[number] < job["cases"][number]["time_s"]
+    )
+
+
+def _take_times(folder: Path, job: dict[str, Any], number: int) -> None:
+    """Load a case once more, and add a line for it."""
+    begin = time.monotonic()
+    found = _try(folder, number, job["cases"][number], _time)
+    with (folder / "loads.jsonl").open("a", encoding="utf-8") as loads:
+        _write(loads, {**found, "case": number, "took_s": time.monotonic() - begin})
+
+
+def _start_anew(folder: Path, turn: int) -> None:
+    """Become an interpreter that has just been started, with the same parent and environment."""
+    flags = ["-S"] * sys.flags.no_site + ["-B"] * sys.flags.dont_write_bytecode
+    words = [sys.executable, *flags, __file__, str(folder), str(turn), str(_STARTER)]
+    os.execv(sys.executable, words)  # noqa: S606  # itself, without a shell
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _write(file: IO[str], value: dict[str, Any]) -> None:
@@ -263,18 +342,20 @@ def _interpreter_class(runtime: str = "") -> Any:
     return _loaded_class
 
 
-def _try(folder: Path, number: int, case: dict[str, Any], timed_runs: int) -> dict[str, Any]:
-    """Run one case in a child; return its answer."""
+def _try(folder: Path, number: int, case: dict[str, Any], work: Work) -> dict[str, Any]:
+    """Run one case in a child; return what the work says of it, or why it says nothing."""
     path = folder / case["model"]
     if case["digest"]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != case["digest"]:
-            text = f"digest {digest[:16]}; {case['digest'][:16]} is expected"
+            text = f"digest {digest[:16]}; {case['digest'][:16]} is expected: damaged or another"
             return {"state": "refused", "text": text}
     sys.stdout.flush()
+    said = folder / f"{number}.json"
+    said.unlink(missing_ok=True)  # of the turn before
     pid = os.fork()
     if pid == 0:
-        _be_child(folder, path, case, number, timed_runs)
+        _be_child(folder, path, case, number, work)
     status, broken, peak = _watch(pid, case["time_s"], case["memory_bytes"])
     if broken == "alone":
         sys.exit(4)
@@ -289,7 +370,7 @@ def _try(folder: Path, number: int, case: dict[str, Any], timed_runs: int) -> di
         name = signal.Signals(os.WTERMSIG(status)).name
         return {"state": "crashed", "text": f"killed by {name}. {last}".strip()}
     try:
-        answer: dict[str, Any] = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
+        answer: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         code = os.WEXITSTATUS(status)
         return {"state": "crashed", "text": f"left with code {code}. {last}".strip()}
@@ -331,14 +412,14 @@ def _tail(log: Path) -> str:
     return " ".join(log.read_text(encoding="utf-8", errors="replace")[-_LAST_CHARACTERS:].split())
 
 
-def _be_child(folder: Path, path: Path, case: dict[str, Any], number: int, timed_runs: int) -> None:
+def _be_child(folder: Path, path: Path, case: dict[str, Any], number: int, work: Work) -> None:
     """Load and run the model, write what came out, and leave without any clean-up."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         log = os.open(folder / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        answer = _answer(folder, path, case, number, timed_runs)
+        answer = work(folder, path, case, number)
     except MemoryError as error:
         answer = {"state": "over-memory", "text": f"MemoryError: {error}"}
     except Exception as error:
@@ -352,16 +433,10 @@ def _be_child(folder: Path, path: Path, case: dict[str, Any], number: int, timed
     os._exit(0)
 
 
-def _answer(
-    folder: Path, path: Path, case: dict[str, Any], number: int, timed_runs: int
-) -> dict[str, Any]:
+def _answer(folder: Path, path: Path, case: dict[str, Any], number: int) -> dict[str, Any]:
     before = _resident_bytes(os.getpid())
-    model = OnnxModel(path) if case["format"] == "onnx" else TfliteModel(path)
-    if case["inputs"]:
-        with np.load(folder / case["inputs"], allow_pickle=False) as file:
-            calls = {name[len("input:") :]: _given(file[name]) for name in file.files}
-    else:
-        calls = _seeded(model.inputs(), case["seed"])
+    model = _load(path, case)
+    calls = _calls(folder, model, case)
     outputs: dict[str, list[Any]] = {}
     count = len(next(iter(calls.values()))) if calls else 1
     for index in range(count):
@@ -372,19 +447,35 @@ def _answer(
             outputs.setdefault(name, []).append(np.asarray(value))
     arrays = {f"output:{name}": _kept(np.stack(values)) for name, values in outputs.items()}
     np.savez(folder / f"{number}.out.npz", **arrays)
-    if case["meant"]:
-        one = {key: values[:1] for key, values in one.items()}
-    samples_us = _timed(
-        lambda: _in_pieces(model, one) if case["meant"] else model.run(one), timed_runs
-    )
     return {
         "state": "answered",
         "calls": count,
-        "samples_us": samples_us,
         "memory_bytes": max(0, _resident_bytes(os.getpid()) - before),
         "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "temperature_c": _temperature_c(),
     }
+
+
+def _load(path: Path, case: dict[str, Any]) -> OnnxModel | TfliteModel:
+    return OnnxModel(path) if case["format"] == "onnx" else TfliteModel(path)
+
+
+def _calls(folder: Path, model: OnnxModel | TfliteModel, case: dict[str, Any]) -> dict[str, Any]:
+    """Return input name → `(calls, …)`."""
+    if not case["inputs"]:
+        return _seeded(model.inputs(), case["seed"])
+    with np.load(folder / case["inputs"], allow_pickle=False) as file:
+        return {name[len("input:") :]: _given(file[name]) for name in file.files}
+
+
+def _time(folder: Path, path: Path, case: dict[str, Any], number: int) -> dict[str, Any]:  # noqa: ARG001  # as `_answer`
+    """Load a model and time its first call; of a bundle's golden vectors: its first row."""
+    model = _load(path, case)
+    one = {name: np.asarray(values[0]) for name, values in _calls(folder, model, case).items()}
+    if not case["meant"]:
+        return _timed(lambda: model.run(one))
+    row = {name: values[:1] for name, values in one.items()}
+    return _timed(lambda: _in_pieces(model, row))
 
 
 def _in_pieces(model: OnnxModel | TfliteModel, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -435,20 +526,58 @@ def _seeded(inputs: dict[str, tuple[list[int], str]], seed: int) -> dict[str, An
     return made
 
 
-def _timed(call: Callable[[], object], runs: int) -> list[float]:
-    """Return the times of single calls in µs, in the order in which they were taken."""
-    if not runs:
-        return []
-    times = []
+def _timed(call: Callable[[], object]) -> dict[str, Any]:
+    """Return what a call takes in µs: on the clock, in processor time, and the pace meanwhile.
+
+    On the clock it is the median of single calls, else the lower quartile of blocks. `samples_us`
+    are times of single calls, evenly out of all, in the order in which they were taken.
+    """
     begin = time.perf_counter()
-    for _ in range(_WARM_UP + runs):
+    for _ in range(_WARM_UP_RUNS):
+        call()
+        if time.perf_counter() - begin > _WARM_UP_S:
+            break
+    clock, cpu, pace = [], [], []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < _LOAD_S:
+        times, each_us = _block(call)
+        clock += times
+        cpu.append(each_us)
+        pace.append(_pace_us())
+    step = max(1, len(clock) // _SAMPLES)
+    return {
+        "state": "answered",
+        "median_us": _quantile(clock, 0.5),
+        # What others do to the caches, and switching to them, only ever adds.
+        "cpu_us": _quantile(cpu, 0.25),
+        "pace_us": _quantile(pace, 0.25),
+        "samples_us": [round(value, 2) for value in clock[::step][:_SAMPLES]],
+    }
+
+
+def _block(call: Callable[[], object]) -> tuple[list[float], float]:
+    """Call for a while, at least once; return the times of calls, and processor time of one, µs."""
+    times = []
+    cpu_ns = time.process_time_ns()
+    begin = end = time.perf_counter()
+    while end - begin < _BLOCK_S:
         start = time.perf_counter()
         call()
-        times.append((time.perf_counter() - start) * 1e6)
-        if start - begin > _TIMED_S:
-            break
-    # A slow model keeps at least its last call.
-    return [round(value, 2) for value in times[min(_WARM_UP, len(times) - 1) :]]
+        end = time.perf_counter()
+        times.append((end - start) * 1e6)
+    return times, (time.process_time_ns() - cpu_ns) / 1e3 / len(times)
+
+
+def _pace_us() -> float:
+    """Return the processor time in µs of a fixed piece of work that does not leave the cache."""
+    start_ns = time.process_time_ns()
+    for _ in range(_PACE_RUNS):
+        hashlib.sha256(_PACE_BYTES).digest()
+    return (time.process_time_ns() - start_ns) / 1e3 / _PACE_RUNS
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return round(float(np.quantile(values, share)), 3)
 
 
 def _temperature_c() -> float | None:
@@ -463,4 +592,6 @@ def _temperature_c() -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if len(sys.argv) > 3:
+        _STARTER = int(sys.argv[3])
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

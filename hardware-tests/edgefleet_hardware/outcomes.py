@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from edgefleet_hardware.cases import Arrays, Case, Expected
+from edgefleet_hardware.loads import Load
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +36,7 @@ class Answer(Struct, frozen=True):
         memory_bytes: resident memory that loading and running the model added.
         memory_peak_bytes: peak of resident memory of the whole process.
         temperature_c: of the target after the case, where it can be read.
+        loads: the fresh loads that times were taken from, in their order.
     """
 
     state: State
@@ -44,6 +46,7 @@ class Answer(Struct, frozen=True):
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     temperature_c: float | None = None
+    loads: list[Load] = field(default_factory=list)
 
 
 class Latency(Struct, frozen=True):
@@ -61,13 +64,14 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
         kind: right, or how it failed.
         detail: one line: the largest difference, or the reason.
         latency_us: None where it was not measured (always so under emulation).
-        samples_us: what the latency was taken from.
+        samples_us: what the latency was taken from: times of single calls of all loads.
         memory_bytes: resident memory that loading and running the model added.
         memory_peak_bytes: peak of resident memory of the whole process, runtime included.
         temperature_c: of the target after the case.
         error_max: largest absolute difference from what was expected, over all outputs.
         agreement: share of rows with the expected class, where there are classes.
         accuracy: share of rows whose label was found, where there are labels.
+        loads: the fresh loads that times were taken from; what speed is compared by.
     """
 
     kind: Kind
@@ -80,6 +84,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
     error_max: float | None = None
     agreement: float | None = None
     accuracy: float | None = None
+    loads: list[Load] = field(default_factory=list)
 
     @property
     def is_right(self) -> bool:
@@ -114,6 +119,7 @@ def judge(case: Case, answer: Answer, outputs: Arrays) -> Outcome:
         found.error_max,
         found.agreement,
         found.accuracy,
+        answer.loads,
     )
 
 

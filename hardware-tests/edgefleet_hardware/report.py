@@ -17,13 +17,16 @@ _SHORT = {
     "over-memory": "memory",
 }
 _LONGEST_DETAIL = 160
+_COLUMNS = ("model", "runtime", "processor", "check", "run", "detail", "p50 µs", "p99 µs", "MiB")
+# What a narrow screen must not break into pieces.
+_WHOLE = ("check", "run")
 
 
 def table(document: Document) -> Table:
     """Return one line a cell: for few cells."""
-    made = Table(
-        "model", "runtime", "processor", "check", "run", "detail", "p50 µs", "p99 µs", "MiB"
-    )
+    made = Table()
+    for name in _COLUMNS:
+        made.add_column(name, no_wrap=name in _WHOLE)
     for cell in document.cells:
         outcome = cell.outcome
         latency = None if outcome is None else outcome.latency_us

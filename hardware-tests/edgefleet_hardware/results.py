@@ -1,4 +1,6 @@
-"""The result document: what was tried, what the static check said, what happened. Format version 1.
+"""The result document: what was tried, what the static check said, what happened. Format version 2.
+
+Version 1 is read as well. It has times of one load only, which are shown and not compared.
 
 Everything that reports (tables, Markdown, JUnit, baselines) is made from it. Exit codes: 0 right, 1
 not right, 2 wrong use, 3 something could not be tried, which never counts as success.
@@ -13,7 +15,8 @@ from edgefleet_hardware.errors import BadUseError
 from edgefleet_hardware.outcomes import Outcome
 from edgefleet_hardware.targets import About
 
-VERSION = 1
+VERSION = 2
+_READ = (1, VERSION)
 RIGHT, NOT_RIGHT, WRONG_USE, UNTRIED = 0, 1, 2, 3
 
 
@@ -139,12 +142,13 @@ def decode(data: bytes) -> Document:
     """Read a document.
 
     Raises:
-        BadUseError: it is none of this version.
+        BadUseError: it is none, or of a version that is not read.
     """
     try:
         document = msgspec.json.decode(data, type=Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadUseError(f"no result document: {error}") from error
-    if document.version != VERSION:
-        raise BadUseError(f"result document version {document.version}: expected {VERSION}")
+    if document.version not in _READ:
+        versions = " or ".join(map(str, _READ))
+        raise BadUseError(f"result document version {document.version}: expected {versions}")
     return document

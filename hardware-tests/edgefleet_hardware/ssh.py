@@ -61,6 +61,7 @@ print(json.dumps({
 """
 # The firmware of a Raspberry Pi says with bits 0 to 3 that it slows the cores down now; of 16 to 19
 # that it did since the start, so the bits before and after tell what happened in between.
+_LINES = ("answers.jsonl", "loads.jsonl")
 _THROTTLED = "vcgencmd get_throttled 2>/dev/null || true"
 
 
@@ -150,13 +151,13 @@ class SshTarget:
 
     Attributes:
         python: interpreter on the board that has the runtime.
-        timed_runs: calls to time for each case.
+        loads: fresh loads of each case that times are taken from.
     """
 
     connection: Connection
     about: About
     python: str
-    timed_runs: int = 0
+    loads: int = 0
     probed: Probed | None = field(default=None, compare=False)
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
@@ -170,7 +171,7 @@ class SshTarget:
         with tempfile.TemporaryDirectory(prefix="edgefleet-ssh-") as name:
             folder = Path(name)
             about = self.about
-            longest_s = jobs.write(folder, cases, about.runtime, about.version, self.timed_runs)
+            longest_s = jobs.write(folder, cases, about.runtime, about.version, self.loads)
             there = self.connection.run("mktemp -d").decode().strip()
             try:
                 said, slowed = self._run_there(folder, there, longest_s)
@@ -192,7 +193,7 @@ class SshTarget:
         )
         after = self.connection.run(_THROTTLED)
         back = self.connection.run(
-            f"cd {place} && tar -cf - answers.jsonl $(ls | grep '\\.out\\.npz$' || true)",
+            f"cd {place} && tar -cf - $(ls | grep -E '^(answers|loads)\\.jsonl$|\\.out\\.npz$')",
             limit_s=INSTALL_S,
         )
         _unpack(back, folder, self.connection.host)
@@ -200,7 +201,7 @@ class SshTarget:
 
 
 def targets(
-    connection: Connection, runtimes: Sequence[Runtime], board: str = "", timed_runs: int = 0
+    connection: Connection, runtimes: Sequence[Runtime], board: str = "", loads: int = 0
 ) -> list[SshTarget]:
     """Return the targets of a board: the releases asked for, or every runtime that it has.
 
@@ -208,7 +209,7 @@ def targets(
         connection: to the board.
         runtimes: exact releases, installed there where they are missing; empty for what is there.
         board: profile for the static check; "" for none.
-        timed_runs: calls to time for each case.
+        loads: fresh loads of each case that times are taken from.
 
     Raises:
         TargetUnavailableError: it cannot be reached, or has no runtime.
@@ -228,7 +229,7 @@ def targets(
             connection,
             About(runtime.name, runtime.version, processor, board),
             _python_with(connection, probed, runtime),
-            timed_runs,
+            loads,
             probed,
         )
         for runtime in runtimes
@@ -268,7 +269,7 @@ def _unpack(data: bytes, folder: Path, host: str) -> None:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
                 name = member.name
-                known = name == "answers.jsonl" or name.removesuffix(".out.npz").isdecimal()
+                known = name in _LINES or name.removesuffix(".out.npz").isdecimal()
                 stream = archive.extractfile(member) if known and member.isreg() else None
                 if stream is None:
                     raise TargetUnavailableError(f"{host}: sent {name!r}, which nobody asked for")
@@ -293,7 +294,7 @@ def _bits(said: bytes) -> int:
 
 def _without_times(outcome: Outcome) -> Outcome:
     detail = "; ".join(filter(None, [outcome.detail, "the board slowed itself down: not timed"]))
-    return msgspec.structs.replace(outcome, detail=detail, latency_us=None, samples_us=[])
+    return msgspec.structs.replace(outcome, detail=detail, latency_us=None, samples_us=[], loads=[])
 
 
 def _purpose(code: int) -> str:

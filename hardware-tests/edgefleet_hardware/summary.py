@@ -2,7 +2,9 @@
 
 from itertools import groupby
 
+from edgefleet_hardware import loads
 from edgefleet_hardware.baseline import Comparison
+from edgefleet_hardware.outcomes import Outcome
 from edgefleet_hardware.results import Cell, Document
 
 _MAX_DETAIL = 200
@@ -19,7 +21,7 @@ def markdown(document: Document, compared: Comparison | None = None) -> str:
         lines += ["", *(f"- {_cell(line)}" for line in comparison(compared))]
     for target, group in groupby(cells, key=lambda cell: cell.target):
         lines += ["", f"### {_cell(str(target))}", ""]
-        lines += ["| model | outcome | p50 µs | p99 µs | peak MiB | °C | said |"]
+        lines += ["| model | outcome | p50 µs (95 %) | p99 µs | peak MiB | °C | said |"]
         lines += ["|---|---|--:|--:|--:|--:|---|"]
         lines += [_row(cell) for cell in sorted(group, key=_is_right)]
     return "\n".join(lines) + "\n"
@@ -35,8 +37,8 @@ def _row(cell: Cell) -> str:
         return f"| {_cell(cell.case)} | not tried | – | – | – | – | {_cell(cell.untried)} |"
     latency, peak, heat = outcome.latency_us, outcome.memory_peak_bytes, outcome.temperature_c
     figures = [
-        "–" if latency is None else f"{latency.p50:,.0f}",
-        "–" if latency is None else f"{latency.p99:,.0f}",
+        "–" if latency is None else f"{_time(latency.p50)}{_between(outcome)}",
+        "–" if latency is None else _time(latency.p99),
         "–" if peak is None else f"{peak / 2**20:,.0f}",
         "–" if heat is None else f"{heat:.0f}",
     ]
@@ -53,7 +55,19 @@ def comparison(found: Comparison) -> list[str]:
     """Return what a comparison with a baseline says, a line each."""
     lines = [f"worse: {change}" for change in found.regressions]
     lines += [f"not in the baseline: {text}" for text in found.missing]
-    return lines or ["nothing is worse than in the baseline"]
+    lines = lines or ["nothing is worse than in the baseline"]
+    return [*lines, *(f"note: {text}" for text in found.notes)]
+
+
+def _between(outcome: Outcome) -> str:
+    """Return the ends of the interval over loads, where there are enough."""
+    interval = loads.clock_us(outcome.loads)
+    return "" if interval is None else f" ({_time(interval.low)}–{_time(interval.high)})"
+
+
+def _time(time_us: float) -> str:
+    """Return µs with as many digits as a change of some per cent needs."""
+    return f"{time_us:,.0f}" if time_us >= 100 else f"{time_us:.1f}"
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """Medians, ratios of times, and figures from boards."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,16 +103,37 @@ def _file(*models: MeasuredModel, board: str = "rpi4") -> MeasurementFile:
     return MeasurementFile([Run(board, "onnxruntime", "1.18.1", list(models))])
 
 
-def test_medians_without_single_times_are_uncertain_by_the_noise_of_unpaired_runs() -> None:
-    found = measurements.on_board([_file(_model("a", 50.0), _model("b", 100.0))], "rpi4")
-    assert found[digest("a")].against(digest("b"), 0.95) == Interval(0.5, 0.475, 0.525)
-
-
-def test_single_times_give_an_interval_of_their_own() -> None:
-    noisy = [80.0, 90.0, 100.0, 110.0, 120.0, 130.0, 140.0, 150.0, 160.0]
-    models = _model("a", 120.0, samples_us=noisy), _model("b", 100.0, samples_us=[100.0] * 9)
+def _ratio_over_loads(own_us: list[float], other_us: list[float]) -> Interval | None:
+    models = _model("a", 50.0, loads_us=own_us), _model("b", 100.0, loads_us=other_us)
     found = measurements.on_board([_file(*models)], "rpi4")
-    assert found[digest("a")].against(digest("b"), 0.95) == Interval(1.2, 0.9, 1.5)
+    return found[digest("a")].against(digest("b"), 0.95)
+
+
+def test_medians_of_one_load_are_uncertain_by_what_two_loads_of_a_model_differ() -> None:
+    one = Interval(0.5, 0.425, 0.575)
+    assert _ratio_over_loads([], []) == one
+    assert _ratio_over_loads([50.0] * 5, [100.0] * 6) == one
+
+
+def test_loads_of_one_turn_are_compared_in_pairs() -> None:
+    base = [100.0, 200.0, 100.0, 200.0, 100.0, 200.0]
+    faster = [90.0, 180.0, 91.0, 182.0, 89.0, 178.0]
+    assert _ratio_over_loads(faster, base) == Interval(0.9, 0.89, 0.91)
+    # A model that takes long has fewer; the first are those of the same turns.
+    assert _ratio_over_loads(faster, [*base, 1.0]) == Interval(0.9, 0.89, 0.91)
+
+
+def test_times_of_version_1_count_as_those_of_one_load(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    model = {"outcome": "right", "latency_us": {"p50": 50.0, "p90": 60.0, "p99": 70.0}}
+    models = [
+        model | {"sha256": digest("a"), "samples_us": [50.0] * 100},
+        model | {"sha256": digest("b"), "samples_us": [50.0] * 100},
+    ]
+    run = {"board": "rpi4", "runtime": "onnxruntime", "runtime_version": "1", "measured": models}
+    path.write_text(json.dumps({"runs": [run], "version": 1}))
+    found = measurements.on_board([measurements.read(path)], "rpi4")
+    assert found[digest("a")].against(digest("b"), 0.95) == Interval(1.0, 0.85, 1.15)
 
 
 def test_models_of_different_runs_are_not_compared() -> None:
@@ -148,7 +170,7 @@ def test_a_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{}", "missing required field `runs`"),
-        ('{"runs": [], "version": 2}', "measurements of version 2; this release reads 1"),
+        ('{"runs": [], "version": 3}', "measurements of version 3; this release reads 1 and 2"),
         ("[", "no file of measurements"),
         (
             '{"runs":[{"board":"b","runtime":"ort","runtime_version":"1","measured":[]}]}',

@@ -1,6 +1,7 @@
 """The runner, started as on a board, in the runtimes that are installed here."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgefleet_hardware import jobs, tflite_traps, traps
+from edgefleet_hardware import jobs, on_target, tflite_traps, traps
 from edgefleet_hardware.cases import Case, Expected, Limits
 from edgefleet_hardware.errors import TargetUnavailableError
+from edgefleet_hardware.loads import Load
 from edgefleet_hardware.outcomes import Outcome
 from edgefleet_hardware.runtimes import RuntimeName
 from edgefleet_protocol.identifiers import digest_of
@@ -55,10 +57,10 @@ def trap(name: str, limits: Limits) -> Case:
 
 
 def run(
-    folder: Path, cases: list[Case], runtime: RuntimeName, version: str = "", timed: int = 0
+    folder: Path, cases: list[Case], runtime: RuntimeName, version: str = "", loads: int = 0
 ) -> list[Outcome]:
     folder.mkdir(exist_ok=True)
-    jobs.write(folder, cases, runtime, version, timed)
+    jobs.write(folder, cases, runtime, version, loads)
     told = subprocess.run(
         [sys.executable, "-B", jobs.SCRIPT, "."],
         cwd=folder,
@@ -106,7 +108,7 @@ def onnx_outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome
         ),
     ]
     folder = tmp_path_factory.mktemp("onnx")
-    outcomes = run(folder, cases, "onnxruntime", metadata.version("onnxruntime"), timed=20)
+    outcomes = run(folder, cases, "onnxruntime", metadata.version("onnxruntime"), loads=2)
     return {case.name: outcome for case, outcome in zip(cases, outcomes, strict=True)}
 
 
@@ -140,7 +142,8 @@ def test_a_constant_of_4_tb_does_not_come_out_right(onnx_outcomes: dict[str, Out
 
 def test_a_right_case_is_timed_and_its_memory_is_taken(onnx_outcomes: dict[str, Outcome]) -> None:
     outcome = onnx_outcomes["right"]
-    assert len(outcome.samples_us) == 20
+    assert len(outcome.loads) == 2
+    assert 2 <= len(outcome.samples_us) <= 2 * 16
     assert outcome.latency_us is not None
     assert 0 < outcome.latency_us.p50 <= outcome.latency_us.p99
     assert outcome.memory_peak_bytes is not None
@@ -193,6 +196,85 @@ def test_missing_answers_are_no_success(tmp_path: Path) -> None:
         jobs.read(tmp_path, [*cases, negated("n")], "")
 
 
+def load(folder: Path, turn: int) -> None:
+    """Write the line that the runner would write of a load."""
+    line = {"case": 0, "state": "answered", "took_s": 4.0, "samples_us": [turn, 9.0]}
+    line |= {"median_us": turn, "cpu_us": 2.0, "pace_us": 4.0}
+    with (folder / "loads.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def test_a_runner_that_died_while_it_took_times_is_no_success(tmp_path: Path) -> None:
+    cases = [negated("m")]
+    run(tmp_path, cases, "onnxruntime")
+    (tmp_path / "loads.jsonl").unlink()
+    with pytest.raises(TargetUnavailableError, match="the runner left no times"):
+        jobs.read(tmp_path, cases, "")
+    load(tmp_path, 1)
+    with pytest.raises(TargetUnavailableError, match="ended while it took times; its last lines"):
+        jobs.read(tmp_path, cases, "OSError")
+
+
+def test_the_times_of_all_loads_are_read_in_their_order(tmp_path: Path) -> None:
+    cases = [negated("m")]
+    run(tmp_path, cases, "onnxruntime")
+    end = (tmp_path / "loads.jsonl").read_text()
+    (tmp_path / "loads.jsonl").unlink()
+    load(tmp_path, 1)
+    load(tmp_path, 2)
+    with (tmp_path / "loads.jsonl").open("a") as file:
+        file.write(end)
+    (outcome,) = jobs.read(tmp_path, cases, "")[1]
+    assert outcome.loads == [Load(1, 2, 4), Load(2, 2, 4)]
+    assert outcome.samples_us == [1, 9, 2, 9]
+    assert outcome.latency_us is not None
+    assert outcome.latency_us.p50 == 5.5
+
+
+def test_a_model_that_fails_when_it_is_loaded_again_is_not_right(tmp_path: Path) -> None:
+    cases = [negated("m")]
+    run(tmp_path, cases, "onnxruntime")
+    (tmp_path / "loads.jsonl").unlink()
+    load(tmp_path, 1)
+    with (tmp_path / "loads.jsonl").open("a") as file:
+        file.write('{"case": 0, "state": "crashed", "took_s": 1, "text": "killed by SIGSEGV."}\n')
+        file.write('{"state": "ended"}\n')
+    (outcome,) = jobs.read(tmp_path, cases, "")[1]
+    assert outcome.kind == "crashed"
+    assert outcome.detail == "loaded again for its times (2): killed by SIGSEGV."
+    assert (outcome.loads, outcome.latency_us) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("turns", "time_s", "left"),
+    [
+        # 4 s each: no case gets more than 10 s, but those that an interval needs.
+        (2, 60.0, True),
+        (5, 60.0, True),
+        (6, 60.0, False),
+        # Nor more than one answer may take.
+        (2, 8.1, True),
+        (2, 8.0, False),
+    ],
+)
+def test_a_slow_model_gets_no_more_loads_than_an_interval_needs(
+    tmp_path: Path, turns: int, time_s: float, left: bool
+) -> None:
+    case = {"time_s": time_s}
+    (tmp_path / "answers.jsonl").write_text('{}\n{"state": "answered"}\n{"state": "refused"}\n')
+    for turn in range(1, turns + 1):
+        load(tmp_path, turn)
+    job = {"cases": [case, case], "loads": 12}
+    assert on_target._due(tmp_path, job, turns + 1) == [0] * left
+
+
+def test_no_more_loads_are_made_than_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{}\n{"state": "answered"}\n')
+    job = {"cases": [{"time_s": 60.0}], "loads": 3}
+    assert on_target._due(tmp_path, job, 3) == [0]
+    assert on_target._due(tmp_path, job, 4) == []
+
+
 def test_arrays_with_pickles_in_them_are_not_read(tmp_path: Path) -> None:
     cases = [negated("m")]
     run(tmp_path, cases, "onnxruntime")
@@ -233,8 +315,6 @@ def alive(pid: int) -> bool:
 
 
 def test_seeded_inputs_do_not_depend_on_the_order_in_which_a_runtime_lists_them() -> None:
-    from edgefleet_hardware import on_target
-
     ports = {"a": ([1, 3], "float32"), "b": ([2], "int8"), "c": ([1], "str"), "d": ([], "bool")}
     first = on_target._seeded(ports, 7)
     second = on_target._seeded(dict(reversed(ports.items())), 7)

@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=kernels.SHIPPED.parent, help="folder to write")
     parser.add_argument("--only", choices=["onnxruntime", "tflite"])
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)  # not after ten minutes of asking
     made = {}
     with tempfile.TemporaryDirectory(prefix="edgefleet-tables-") as folder:
         venv.create(folder, with_pip=True)
