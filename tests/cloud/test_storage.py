@@ -65,6 +65,13 @@ def test_a_flipped_byte_is_refused_and_named(store: Store) -> None:
     assert not store.verify(DIGEST)
 
 
+def test_what_was_damaged_is_whole_again_once_it_is_put_anew(store: Store) -> None:
+    store.put(DATA)
+    store.path(DIGEST).write_bytes(DATA[:-1])
+    assert store.put(DATA) == DIGEST
+    assert store.read(DIGEST) == DATA
+
+
 def test_an_unknown_digest_is_not_found_and_a_path_is_no_digest(store: Store) -> None:
     with pytest.raises(NotFoundError, match=DIGEST):
         store.read(DIGEST)

@@ -44,9 +44,12 @@ class Store:
         return self._place(digest).is_file()
 
     def put(self, data: bytes) -> str:
-        """Keep `data`; return its digest. Durable when this returns."""
+        """Keep `data`; return its digest. Durable when this returns.
+
+        A file that is there and whole is left alone; a damaged one is replaced.
+        """
         digest = identifiers.digest_of(data)
-        return digest if self.has(digest) else self.put_stream(BytesIO(data))
+        return digest if self.verify(digest) else self.put_stream(BytesIO(data))
 
     def put_file(self, path: Path) -> str:
         """Keep a copy of the file at `path`, of any size; return its digest."""
