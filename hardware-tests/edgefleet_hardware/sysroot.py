@@ -22,7 +22,6 @@ from edgefleet_hardware.runtimes import Processor
 
 SUITE = "bookworm"
 QEMU = "qemu-aarch64-static"
-_MIRROR = "http://deb.debian.org/debian"
 _DEBOOTSTRAP_S = 1200
 # What `python3.11` and the native parts of the wheels load.
 _PACKAGES = (
@@ -97,6 +96,8 @@ def _debian() -> Path:
 
 def _bootstrap(path: Path) -> None:
     """Fetch the packages with debootstrap, then unpack those that are needed into `path`."""
+    # Without one, debootstrap takes the mirror that Debian built it with.
+    mirror = os.environ.get("EDGEFLEET_DEBIAN_MIRROR")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         told = _run(
             [
@@ -104,7 +105,7 @@ def _bootstrap(path: Path) -> None:
                 *("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase"),
                 "--force-check-gpg",
                 *(f"--include={','.join(_PACKAGES)}", SUITE, scratch),
-                os.environ.get("EDGEFLEET_DEBIAN_MIRROR", _MIRROR),
+                *([mirror] if mirror else []),
             ]
         )
         archives = Path(scratch) / "var/cache/apt/archives"

@@ -157,6 +157,23 @@ def test_a_bootstrap_that_fails_says_what_debootstrap_said(
     assert not [path for path in empty.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("mirror", [None, "https://mirror.example/debian"])
+def test_the_mirror_is_debootstraps_own_unless_one_is_named(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str | None
+) -> None:
+    fake(tmp_path / "bin", sysroot.QEMU, "exit 0")
+    fake(tmp_path / "bin", "fakeroot", 'exec "$@"')
+    fake(tmp_path / "bin", "debootstrap", 'for word; do :; done; echo "last: $word"; exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    if mirror is None:
+        monkeypatch.delenv("EDGEFLEET_DEBIAN_MIRROR", raising=False)
+    else:
+        monkeypatch.setenv("EDGEFLEET_DEBIAN_MIRROR", mirror)
+    # Before the mirror stands the folder to fill.
+    with pytest.raises(TargetUnavailableError, match=f"last: {mirror or empty}"):
+        sysroot.command(A53)
+
+
 def test_this_machine_does_not_pass_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     target = LocalTarget(Runtime.parse("onnxruntime==1.31.1"), PROCESSORS["x86-64"])

@@ -52,14 +52,14 @@ def search(
     Exits with 1 if a board got none.
     """
     given = options.given(
-        max_drop,
-        max_bytes,
-        max_transfer_bytes,
-        max_latency_us,
-        max_memory_mib,
-        evidence,
-        confidence,
-        prefer,
+        max_drop=max_drop,
+        max_bytes=max_bytes,
+        max_transfer_bytes=max_transfer_bytes,
+        max_latency_us=max_latency_us,
+        max_memory_mib=max_memory_mib,
+        evidence=evidence,
+        confidence=confidence,
+        prefer=prefer,
     )
     if runtime and not board:
         raise CliError(

@@ -225,28 +225,24 @@ def _convert_fitted(
     classes: list[str] | None,
     progress: Any,
 ) -> ConversionResult:
-    variants, own = given.variants, []
-    if given.recipes:
-        wanted = [recipe.parse(bound.recipe, "recipe") for bound in given.recipes]
-        variants = [item.name for item in wanted if item.name in VARIANTS]
-        own = [item for item in wanted if item.name not in VARIANTS]
+    wanted = [(recipe.parse(item.recipe, "recipe"), item.boards) for item in given.recipes]
+    known = [item.name for item, _ in wanted if item.name in VARIANTS]
     request = ConversionRequest(
         model_path=str(path),
         sample_path=str(placed(context, given.dataset, f"dataset-{given.dataset[:12]}")),
         label=given.label,
         holdout_path=str(placed(context, given.holdout, f"holdout-{given.holdout[:12]}")),
-        variants=variants,
+        variants=known if wanted else given.variants,
         budget=given.budget,
         classes=classes,
         seed=given.seed,
-        recipes=own,
+        recipes=[item for item, _ in wanted if item.name not in VARIANTS],
     )
-    return _bound(run_conversion(request, progress), given.recipes)
+    return _bound(run_conversion(request, progress), {item.name: to for item, to in wanted})
 
 
-def _bound(result: ConversionResult, recipes: list[BoundRecipe]) -> ConversionResult:
-    """Return a conversion with its variants bound to the boards that their recipes are for."""
-    boards = {recipe.parse(bound.recipe, "recipe").name: bound.boards for bound in recipes}
+def _bound(result: ConversionResult, boards: dict[str, list[str]]) -> ConversionResult:
+    """Return a conversion with its variants bound to boards, by their names."""
     compiled = [
         item
         if item.needs is None

@@ -127,14 +127,14 @@ def search(
             score_output=score_output,
         )
         given = options.given(
-            max_drop,
-            max_bytes,
-            max_transfer_bytes,
-            max_latency_us,
-            max_memory_mib,
-            evidence,
-            confidence,
-            prefer,
+            max_drop=max_drop,
+            max_bytes=max_bytes,
+            max_transfer_bytes=max_transfer_bytes,
+            max_latency_us=max_latency_us,
+            max_memory_mib=max_memory_mib,
+            evidence=evidence,
+            confidence=confidence,
+            prefer=prefer,
         )
         request = study.SearchRequest(
             conversion,

@@ -26,6 +26,7 @@ Trials = Annotated[int, typer.Option(min=0, help="Most points of the spaces that
 
 
 def given(
+    *,
     max_drop: float | None,
     max_bytes: int | None,
     max_transfer_bytes: int | None,
