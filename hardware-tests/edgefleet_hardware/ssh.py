@@ -59,9 +59,10 @@ print(json.dumps({
     "runtimes": runtimes,
 }))
 """
+# What the runner writes besides arrays.
+_LINES = ("answers.jsonl", "loads.jsonl")
 # The firmware of a Raspberry Pi says with bits 0 to 3 that it slows the cores down now; of 16 to 19
 # that it did since the start, so the bits before and after tell what happened in between.
-_LINES = ("answers.jsonl", "loads.jsonl")
 _THROTTLED = "vcgencmd get_throttled 2>/dev/null || true"
 
 
